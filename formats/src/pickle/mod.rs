@@ -1,0 +1,5 @@
+//! Pickles, read as data and never run, and written for PyTorch.
+
+mod emit;
+
+pub use emit::Emitter;
