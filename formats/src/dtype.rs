@@ -47,10 +47,10 @@ const TABLE: &[(Dtype, usize, &str, &str, &str, &str)] = &[
     (Dtype::Complex32, 4, "complex32", "complex32", "ComplexHalfStorage", ""),
     (Dtype::Complex64, 8, "complex64", "complex64", "ComplexFloatStorage", "C64"),
     (Dtype::Complex128, 16, "complex128", "complex128", "ComplexDoubleStorage", ""),
-    (Dtype::F8E4M3, 1, "f8_e4m3", "float8_e4m3fn", "Float8_e4m3fnStorage", "F8_E4M3"),
-    (Dtype::F8E5M2, 1, "f8_e5m2", "float8_e5m2", "Float8_e5m2Storage", "F8_E5M2"),
-    (Dtype::F8E4M3Fnuz, 1, "f8_e4m3fnuz", "float8_e4m3fnuz", "Float8_e4m3fnuzStorage", "F8_E4M3FNUZ"),
-    (Dtype::F8E5M2Fnuz, 1, "f8_e5m2fnuz", "float8_e5m2fnuz", "Float8_e5m2fnuzStorage", "F8_E5M2FNUZ"),
+    (Dtype::F8E4M3, 1, "f8_e4m3", "float8_e4m3fn", "", "F8_E4M3"),
+    (Dtype::F8E5M2, 1, "f8_e5m2", "float8_e5m2", "", "F8_E5M2"),
+    (Dtype::F8E4M3Fnuz, 1, "f8_e4m3fnuz", "float8_e4m3fnuz", "", "F8_E4M3FNUZ"),
+    (Dtype::F8E5M2Fnuz, 1, "f8_e5m2fnuz", "float8_e5m2fnuz", "", "F8_E5M2FNUZ"),
     (Dtype::F8E8M0, 1, "f8_e8m0", "float8_e8m0fnu", "", "F8_E8M0"),
 ];
 

@@ -43,7 +43,8 @@ pub fn show_name(name: &str) -> String {
             break;
         }
         // Beyond control characters: marks that reorder or hide text in a terminal.
-        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+        let hidden =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
         if c.is_control() || hidden {
             shown.extend(c.escape_default());
         } else {

@@ -1,10 +1,27 @@
 //! Checkpoint files in and out, and the names inside them.
+//!
+//! [`open`] reads every container this family of models comes in: PyTorch's zip files and the
+//! pickle streams before them, safetensors, sharded safetensors. Opening reads names, shapes and
+//! positions, and checks them all; values are read when asked for, a piece at a time.
+//!
+//! ```no_run
+//! let checkpoint = formats::open("ms.ckpt")?;
+//! for tensor in checkpoint.tensors() {
+//!     println!("{} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
+//! }
+//! # Ok::<(), formats::Error>(())
+//! ```
 
+mod checkpoint;
 mod dtype;
 mod error;
 pub mod pickle;
+mod read;
 mod tensor;
+pub mod write;
 
+pub use checkpoint::{Checkpoint, open, open_root};
 pub use dtype::{Dtype, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{Error, Result, show_name, show_path};
+pub use read::Format;
 pub use tensor::TensorInfo;

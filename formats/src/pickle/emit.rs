@@ -1,5 +1,7 @@
 //! Writing pickles: the handful of protocol-2 opcodes that PyTorch's own files are made of.
 
+use crate::Dtype;
+
 /// Appends opcodes to a pickle. Each method pushes what its name says on the reader's stack or
 /// combines what is on top of it; the caller keeps the order, as in an assembler.
 ///
@@ -144,11 +146,19 @@ impl Emitter {
     }
 
     /// A contiguous tensor as `torch.save` refers to it: a view over the whole of storage `key`.
-    /// `storage_class` is PyTorch's typed storage, e.g. `FloatStorage`.
-    pub fn tensor(&mut self, storage_class: &str, key: &str, shape: &[usize]) -> &mut Self {
+    pub fn tensor(&mut self, dtype: Dtype, key: &str, shape: &[usize]) -> &mut Self {
         let elements: usize = shape.iter().product();
-        self.global("torch._utils", "_rebuild_tensor_v2").mark();
-        self.mark().str("storage").global("torch", storage_class).str(key).str("cpu").int(elements as i64);
+        let typed = dtype.torch_storage();
+        let rebuild = if typed.is_some() { "_rebuild_tensor_v2" } else { "_rebuild_tensor_v3" };
+        self.global("torch._utils", rebuild).mark();
+        self.mark().str("storage");
+        match typed {
+            Some(class) => self.global("torch", class).str(key).str("cpu").int(elements as i64),
+            // Newer dtypes have no storage class of their own: bytes, and the dtype with the tensor.
+            None => {
+                self.global("torch.storage", "UntypedStorage").str(key).str("cpu").int((elements * dtype.size()) as i64)
+            }
+        };
         self.tuple().persistent_id().int(0);
         self.mark();
         shape.iter().for_each(|&d| {
@@ -159,6 +169,9 @@ impl Emitter {
             self.int(shape[axis + 1..].iter().product::<usize>() as i64);
         }
         self.tuple().bool(false).ordered_dict();
+        if typed.is_none() {
+            self.global("torch", dtype.torch_name());
+        }
         self.tuple().reduce()
     }
 }

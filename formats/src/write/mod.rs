@@ -1,0 +1,320 @@
+//! Checkpoint files out: safetensors, and zip files that `torch.load(weights_only=True)` reads.
+//!
+//! A [`Writer`] knows every tensor's name, dtype and shape from the start, so each piece has its
+//! place before its values exist. It writes a temporary file beside the target, which takes the
+//! target's name in [`Writer::finish`]; until then an older file stays as it was.
+
+mod safetensors;
+mod torch_zip;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use tempfile::TempPath;
+
+use crate::{Checkpoint, Error, Result, TensorInfo};
+
+/// Text by key, kept in the file beside the tensors.
+pub type Metadata = BTreeMap<String, String>;
+
+/// Elements handed out at a time: 4 MiB of f32. Also the grain of content digests.
+pub const PIECE: usize = 1 << 20;
+
+/// The container an output gets, by its name's ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    Safetensors,
+    TorchZip,
+}
+
+impl Container {
+    /// `.safetensors`; `.ckpt`, `.pth`, `.pt` and `.bin` for PyTorch.
+    pub fn for_path(path: &Path) -> Result<Container> {
+        match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
+            Some("safetensors") => Ok(Container::Safetensors),
+            Some("ckpt" | "pth" | "pt" | "bin") => Ok(Container::TorchZip),
+            _ => Err(Error::file(
+                path,
+                "which format? name the output .safetensors, or .ckpt, .pth, .pt or .bin for PyTorch",
+            )),
+        }
+    }
+}
+
+/// Refuses a target before any work is done: one that is read from, that exists without
+/// `overwrite`, or that can't be written.
+pub fn check_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -> Result<()> {
+    Container::for_path(path)?;
+    if inputs.iter().any(|input| input.reads_from(path)) {
+        return Err(Error::file(path, "this output is also an input: choose another name"));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => return Err(Error::file(path, "this is a folder")),
+        Ok(_) if !overwrite => return Err(Error::file(path, "the file exists already; --force replaces it")),
+        Ok(found) if !found.is_file() && !found.is_symlink() => {
+            return Err(Error::file(path, "this is not a regular file"));
+        }
+        _ => {}
+    }
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::file(path, format!("there is no folder {}", crate::show_path(folder))));
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A checkpoint being written.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    temporary: Temporary,
+    tensors: Vec<TensorInfo>,
+    sink: Sink,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Safetensors(safetensors::Sink),
+    TorchZip(Box<Mutex<torch_zip::Sink>>),
+}
+
+/// A run of one tensor's elements.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Position in [`Writer::tensors`].
+    pub tensor: usize,
+    pub elements: Range<usize>,
+}
+
+impl Writer {
+    /// Starts a file of `tensors`. The container follows from the path's ending.
+    ///
+    /// `metadata` reserves the room that the final metadata, given to [`Writer::finish`], will
+    /// need: the same keys with values as long.
+    ///
+    /// # Errors
+    /// The folder can't be written to, or a dtype doesn't exist in the container.
+    pub fn create(path: &Path, tensors: Vec<TensorInfo>, metadata: &Metadata) -> Result<Writer> {
+        let container = Container::for_path(path)?;
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(path.file_name().unwrap_or_default());
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        #[cfg(unix)]
+        {
+            // Like any new file: what the umask leaves of 0666.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let (file, temporary) =
+            builder.tempfile_in(folder_of(path)).map_err(|e| Error::io(path, "write", e))?.into_parts();
+        let temporary = Temporary::new(temporary);
+        let mut tensors = tensors;
+        let sink = match container {
+            Container::Safetensors => Sink::Safetensors(safetensors::Sink::create(path, file, &mut tensors, metadata)?),
+            Container::TorchZip => Sink::TorchZip(Box::new(Mutex::new(torch_zip::Sink::create(path, file)))),
+        };
+        Ok(Writer { path: path.to_owned(), temporary, tensors, sink })
+    }
+
+    /// The tensors in the order they are written, which may differ from the order they were given in.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// Produces and writes every tensor, on `threads` threads.
+    ///
+    /// `whole` says which tensors must be produced in one piece; the others come in runs of
+    /// [`PIECE`] elements. `produce` gets a piece and a buffer and leaves the piece's bytes
+    /// (row-major, little-endian) in the buffer. The file doesn't depend on the number of threads
+    /// or their order.
+    ///
+    /// # Errors
+    /// The first one `produce` returns, or the first failed write.
+    pub fn fill<E: From<Error> + Send>(
+        &self,
+        threads: usize,
+        whole: impl Fn(usize) -> bool,
+        produce: impl Fn(&Piece, &mut Vec<u8>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let pieces = self.pieces(whole);
+        let queue = Queue::default();
+        let work = || {
+            let _guard = StopOnPanic(&queue);
+            let mut buffer = Vec::new();
+            loop {
+                let number = queue.next.fetch_add(1, Ordering::Relaxed);
+                let Some(piece) = pieces.get(number).filter(|_| !queue.stopped.load(Ordering::Relaxed)) else {
+                    return Ok(());
+                };
+                let done = produce(piece, &mut buffer)
+                    .and_then(|()| self.write(&queue, number, piece, &buffer).map_err(E::from));
+                if let Err(e) = done {
+                    queue.stop();
+                    return Err(e);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(&work)).collect();
+            let mut outcome = work();
+            for other in others {
+                let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                outcome = outcome.and(theirs);
+            }
+            outcome
+        })
+    }
+
+    fn pieces(&self, whole: impl Fn(usize) -> bool) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        for (tensor, info) in self.tensors.iter().enumerate() {
+            let elements = info.elements();
+            let step = if whole(tensor) { elements.max(1) } else { PIECE };
+            let mut start = 0;
+            // An empty tensor is one empty piece: containers want to hear of it.
+            loop {
+                let end = elements.min(start + step);
+                pieces.push(Piece { tensor, elements: start..end });
+                start = end;
+                if start >= elements {
+                    break;
+                }
+            }
+        }
+        pieces
+    }
+
+    fn write(&self, queue: &Queue, number: usize, piece: &Piece, bytes: &[u8]) -> Result<()> {
+        let info = &self.tensors[piece.tensor];
+        assert_eq!(bytes.len(), piece.elements.len() * info.dtype.size(), "{}: piece of the promised size", info.name);
+        match &self.sink {
+            Sink::Safetensors(sink) => {
+                let at = (piece.elements.start * info.dtype.size()) as u64;
+                sink.write_at(&self.path, piece.tensor, at, bytes)
+            }
+            Sink::TorchZip(sink) => {
+                // A zip is a stream: wait for the pieces before this one.
+                if queue.wait_for(number) {
+                    let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+                    sink.write(piece.tensor, info, piece.elements.start == 0, bytes)?;
+                    queue.written();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Completes the file and gives it its name.
+    ///
+    /// # Errors
+    /// A failed write; or, in safetensors, metadata longer than what was reserved.
+    pub fn finish(self, metadata: &Metadata) -> Result<()> {
+        match self.sink {
+            Sink::Safetensors(sink) => sink.finish(&self.path, &self.tensors, metadata)?,
+            Sink::TorchZip(sink) => {
+                sink.into_inner().unwrap_or_else(PoisonError::into_inner).finish(&self.tensors, metadata)?;
+            }
+        }
+        self.temporary.persist(&self.path)
+    }
+}
+
+/// A file that is deleted unless it gets its final name.
+#[derive(Debug)]
+struct Temporary(Option<TempPath>);
+
+impl Temporary {
+    fn new(path: TempPath) -> Temporary {
+        unfinished().push(path.to_path_buf());
+        Temporary(Some(path))
+    }
+
+    fn persist(mut self, target: &Path) -> Result<()> {
+        match self.0.take() {
+            Some(path) => {
+                forget(&path);
+                path.persist(target).map_err(|e| Error::io(target, "write", e.error))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            forget(path);
+        }
+    }
+}
+
+/// Which piece is next, to produce and to write.
+#[derive(Default)]
+struct Queue {
+    next: AtomicUsize,
+    stopped: AtomicBool,
+    turn: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Queue {
+    /// Waits until all pieces before `number` are written; false when work has stopped.
+    fn wait_for(&self, number: usize) -> bool {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = || self.stopped.load(Ordering::Relaxed);
+        let _turn =
+            self.changed.wait_while(turn, |turn| *turn != number && !stopped()).unwrap_or_else(PoisonError::into_inner);
+        !stopped()
+    }
+
+    fn written(&self) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
+    }
+
+    fn stop(&self) {
+        // Under the lock, so that nobody checks before this and waits after it.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.stopped.store(true, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+}
+
+struct StopOnPanic<'a>(&'a Queue);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop();
+        }
+    }
+}
+
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn unfinished() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn forget(temporary: &Path) {
+    unfinished().retain(|path| path != temporary);
+}
+
+/// Deletes the temporary files of writers that haven't finished: for a program that is about to
+/// end without dropping them, as on Ctrl-C.
+pub fn remove_unfinished() {
+    for path in unfinished().drain(..) {
+        let _ = std::fs::remove_file(path);
+    }
+}
