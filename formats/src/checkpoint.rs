@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::config::{self, Detected};
 use crate::pickle::{Document, Id};
 use crate::read::source::Source;
 use crate::read::torch::{Data, Found, TensorRecord};
@@ -145,6 +146,9 @@ enum Layout {
     },
 }
 
+/// Metadata key of the model configuration, as JSON, in files that this project writes.
+pub const CONFIG_KEY: &str = "vlmerge.config";
+
 /// The key under which our own PyTorch files keep their metadata.
 pub(crate) const METADATA_KEY: &str = "vlmerge_metadata";
 
@@ -271,6 +275,17 @@ impl Checkpoint {
     /// Lightning's `hyper_parameters` as JSON; classes become objects with `__class__`.
     pub fn hyper_parameters(&self) -> Option<serde_json::Value> {
         self.top_level("hyper_parameters").map(|(document, id)| document.to_json(id))
+    }
+
+    /// The model's configuration by the rules of a layout: from the weights, from hyper-parameters, and
+    /// from the record in files that this project wrote.
+    pub fn config(&self, layout: &crate::layout::Layout) -> Detected {
+        let mut detected = config::detect_as(layout, &self.tensors, self.hyper_parameters().as_ref());
+        let recorded = self.metadata.get(CONFIG_KEY).and_then(|text| serde_json::from_str(text).ok());
+        if let Some(recorded) = recorded {
+            detected.complete(&recorded);
+        }
+        detected
     }
 
     /// Reads elements `range` of a tensor, row-major and little-endian, replacing what `out` holds.

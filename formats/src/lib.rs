@@ -13,14 +13,18 @@
 //! ```
 
 mod checkpoint;
+pub mod config;
+mod digest;
 mod dtype;
 mod error;
+pub mod layout;
 pub mod pickle;
 mod read;
 mod tensor;
 pub mod write;
 
-pub use checkpoint::{Checkpoint, open, open_root};
+pub use checkpoint::{CONFIG_KEY, Checkpoint, open, open_root};
+pub use digest::{Digester, content_digest};
 pub use dtype::{Dtype, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{Error, Result, show_name, show_path};
 pub use read::Format;

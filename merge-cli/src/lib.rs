@@ -1,1 +1,18 @@
+//! The merging mathematics and the jobs that apply it to checkpoints.
+//!
+//! A merge is a list of [`Job`]s, one for each tensor of the result: copied from an input, or
+//! computed by a [`Method`] from several. [`jobs::merge_experts`] makes the list for one
+//! modality-specific checkpoint, [`run::run`] streams it into a file.
 
+pub mod diff;
+pub mod jobs;
+pub mod methods;
+pub mod recipe;
+pub mod run;
+pub mod selection;
+
+pub use jobs::{Input, Job, Merge, Role, Source};
+pub use methods::Method;
+pub use recipe::Recipe;
+pub use run::{Run, Summary};
+pub use selection::{Selection, Task};

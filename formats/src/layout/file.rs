@@ -336,9 +336,9 @@ impl Holes {
     }
 
     fn axes(&self, axes: &[RawAxis]) -> Result<Vec<Axis>, Complaint> {
-        let checked = axes.iter().map(|axis| {
-            Ok(Axis { name: self.plain_pattern(&axis.name)?, axis: check_axis(axis.axis, &axis.name)? })
-        });
+        let checked = axes
+            .iter()
+            .map(|axis| Ok(Axis { name: self.plain_pattern(&axis.name)?, axis: check_axis(axis.axis, &axis.name)? }));
         checked.collect()
     }
 

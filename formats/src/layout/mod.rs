@@ -16,12 +16,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 pub use experts::{Experts, Slot, group};
+pub(crate) use file::HyperKeys;
 pub use pattern::MAX_LAYERS;
 pub(crate) use pattern::{Pattern, Reading};
 
@@ -142,7 +142,7 @@ pub(crate) struct Sizes {
     pub max_text_len: Vec<Axis>,
     pub token_types: Vec<Axis>,
     pub tasks: Vec<Task>,
-    pub hyper_parameters: file::HyperKeys,
+    pub hyper_parameters: HyperKeys,
     pub assume: Assume,
 }
 
@@ -217,6 +217,41 @@ impl PositionTable {
         start.checked_add(side.checked_mul(side)?)?;
         (side > 0).then_some(Grid { start, side })
     }
+
+    /// Rows of the table for images of `w` × `w` patches and, where it has text rows, texts of at most
+    /// `t0` tokens.
+    pub fn rows(self, w: usize, t0: usize) -> Option<usize> {
+        let Grid { start, side } = self.grid(w)?;
+        start.checked_add(side.checked_mul(side)?)?.checked_add(self.other_rows(t0)?)
+    }
+
+    /// Patches along an image's side, for a table of `rows` rows; the inverse of [`PositionTable::rows`].
+    pub fn patches(self, rows: usize, t0: usize) -> Option<usize> {
+        let lead = if let PositionTable::Absolute { lead } = self { lead } else { 0 };
+        let cells = rows.checked_sub(self.other_rows(t0)?)?.checked_sub(lead)?;
+        let side = cells.isqrt();
+        let w = match self {
+            PositionTable::Relative { .. } => (side / 2).checked_add(side % 2)?,
+            PositionTable::Absolute { .. } => side,
+        };
+        (self.rows(w, t0) == Some(rows)).then_some(w)
+    }
+
+    /// T0, the longest text that a table with text rows has distances for, from its rows and `w`.
+    pub fn text_len(self, rows: usize, w: usize) -> Option<usize> {
+        let PositionTable::Relative { text: true, .. } = self else { return None };
+        let text = rows.checked_sub(self.rows(w, 0)?)?;
+        (text > 0 && text % 2 == 0).then_some(text / 2)
+    }
+
+    /// Rows after the grid.
+    fn other_rows(self, t0: usize) -> Option<usize> {
+        match self {
+            PositionTable::Relative { text: true, .. } => t0.checked_mul(2)?.checked_add(5),
+            PositionTable::Relative { text: false, .. } => Some(3),
+            PositionTable::Absolute { .. } => Some(0),
+        }
+    }
 }
 
 /// A tensor that follows from the configuration and is no parameter.
@@ -276,7 +311,7 @@ impl Layout {
                         *example = name;
                     }
                     *count += 1;
-                } else if recognised[index].is_none() && layout.recognise.iter().any(|p| p.matches(name)) {
+                } else if recognised[index].is_none() && layout.recognises(name) {
                     recognised[index] = Some(name);
                 }
             }
@@ -323,7 +358,8 @@ impl Layout {
     pub fn expert_name(&self, slot: &str, modality: Modality) -> Option<String> {
         let spelling = self.spelling(modality)?;
         let (rule, reading) = self.read_slot(slot)?;
-        let name = rule.expert.write(|hole| if hole == pattern::MODALITY { Some(spelling) } else { reading.get(hole) })?;
+        let name =
+            rule.expert.write(|hole| if hole == pattern::MODALITY { Some(spelling) } else { reading.get(hole) })?;
         let back = self.parse_name(&name)?;
         (back.slot == slot && back.modality == modality).then_some(name)
     }
@@ -362,6 +398,11 @@ impl Layout {
             return Some(Buffer::Image);
         }
         self.fixed_buffers.iter().any(|pattern| pattern.matches(name)).then_some(Buffer::Fixed)
+    }
+
+    /// Whether a name shows that a checkpoint without experts is of this layout.
+    pub fn recognises(&self, name: &str) -> bool {
+        self.recognise.iter().any(|pattern| pattern.matches(name))
     }
 
     fn spelling(&self, modality: Modality) -> Option<&str> {

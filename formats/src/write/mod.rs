@@ -135,30 +135,30 @@ impl Writer {
     /// Produces and writes every tensor, on `threads` threads.
     ///
     /// `whole` says which tensors must be produced in one piece; the others come in runs of
-    /// [`PIECE`] elements. `produce` gets a piece and a buffer and leaves the piece's bytes
-    /// (row-major, little-endian) in the buffer. The file doesn't depend on the number of threads
-    /// or their order.
+    /// [`PIECE`] elements. `produce` gets a piece and its thread's own `S`, which keeps buffers
+    /// from one piece to the next, and returns the piece's bytes, row-major and little-endian.
+    /// The file doesn't depend on the number of threads or their order.
     ///
     /// # Errors
     /// The first one `produce` returns, or the first failed write.
-    pub fn fill<E: From<Error> + Send>(
+    pub fn fill<S: Default, E: From<Error> + Send>(
         &self,
         threads: usize,
         whole: impl Fn(usize) -> bool,
-        produce: impl Fn(&Piece, &mut Vec<u8>) -> Result<(), E> + Sync,
+        produce: impl for<'s> Fn(&Piece, &'s mut S) -> Result<&'s [u8], E> + Sync,
     ) -> Result<(), E> {
         let pieces = self.pieces(whole);
         let queue = Queue::default();
         let work = || {
             let _guard = StopOnPanic(&queue);
-            let mut buffer = Vec::new();
+            let mut state = S::default();
             loop {
                 let number = queue.next.fetch_add(1, Ordering::Relaxed);
                 let Some(piece) = pieces.get(number).filter(|_| !queue.stopped.load(Ordering::Relaxed)) else {
                     return Ok(());
                 };
-                let done = produce(piece, &mut buffer)
-                    .and_then(|()| self.write(&queue, number, piece, &buffer).map_err(E::from));
+                let done = produce(piece, &mut state)
+                    .and_then(|bytes| self.write(&queue, number, piece, bytes).map_err(E::from));
                 if let Err(e) = done {
                     queue.stop();
                     return Err(e);

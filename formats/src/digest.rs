@@ -1,0 +1,103 @@
+//! Content digests: which tensors a file holds, whatever its container.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::write::PIECE;
+use crate::{Checkpoint, Result};
+
+/// Gathers a checkpoint's content digest from pieces as they pass by, on any thread.
+///
+/// The digest is BLAKE3 over the tensors in order of name, each as: length of the name (u64,
+/// little-endian like all numbers here), name, length of the dtype's name, dtype's name, number
+/// of dimensions, dimensions, and the BLAKE3 hash of every run of [`PIECE`] elements, row-major
+/// and little-endian. A `.ckpt` and the `.safetensors` converted from it have the same digest;
+/// optimizer states and other things outside the root don't count.
+#[derive(Debug)]
+pub struct Digester<'c> {
+    checkpoint: &'c Checkpoint,
+    /// For each tensor, the hash of each of its runs.
+    runs: Vec<Mutex<Vec<Option<blake3::Hash>>>>,
+}
+
+impl<'c> Digester<'c> {
+    pub fn new(checkpoint: &'c Checkpoint) -> Digester<'c> {
+        let runs = checkpoint.tensors().iter();
+        let runs = runs.map(|info| Mutex::new(vec![None; info.elements().div_ceil(PIECE)])).collect();
+        Digester { checkpoint, runs }
+    }
+
+    /// Takes note of a tensor's bytes from element `start`, a multiple of [`PIECE`], to the end of
+    /// a run.
+    pub fn record(&self, tensor: usize, start: usize, bytes: &[u8]) {
+        let size = self.checkpoint.tensors()[tensor].dtype.size();
+        debug_assert_eq!(start % PIECE, 0);
+        for (number, run) in bytes.chunks(PIECE * size).enumerate() {
+            let hash = blake3::hash(run);
+            let mut runs = self.runs[tensor].lock().unwrap_or_else(PoisonError::into_inner);
+            runs[start / PIECE + number] = Some(hash);
+        }
+    }
+
+    /// The digest as 64 hexadecimal digits. Runs that didn't pass by are read now, on `threads` threads.
+    pub fn finish(self, threads: usize) -> Result<String> {
+        let missing: Vec<(usize, usize)> = self
+            .runs
+            .iter()
+            .enumerate()
+            .flat_map(|(tensor, runs)| {
+                let runs = runs.lock().unwrap_or_else(PoisonError::into_inner);
+                let open: Vec<_> =
+                    (0..runs.len()).filter(|&run| runs[run].is_none()).map(|run| (tensor, run)).collect();
+                open
+            })
+            .collect();
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            let mut bytes = Vec::new();
+            loop {
+                let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let Some(&(tensor, run)) = missing.get(number) else { return Ok(()) };
+                let elements = self.checkpoint.tensors()[tensor].elements();
+                let range = run * PIECE..elements.min((run + 1) * PIECE);
+                self.checkpoint.read(tensor, range, &mut bytes)?;
+                self.record(tensor, run * PIECE, &bytes);
+            }
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads.min(missing.len()).max(1)).map(|_| scope.spawn(&work)).collect();
+            let mut outcome = work();
+            for other in others {
+                outcome = outcome.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            outcome
+        })?;
+        Ok(self.combine())
+    }
+
+    fn combine(&self) -> String {
+        let tensors = self.checkpoint.tensors();
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_unstable_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        let mut hasher = blake3::Hasher::new();
+        for index in order {
+            let info = &tensors[index];
+            for text in [info.name.as_str(), info.dtype.name()] {
+                hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+            }
+            hasher.update(&(info.shape.len() as u64).to_le_bytes());
+            for &dimension in &info.shape {
+                hasher.update(&(dimension as u64).to_le_bytes());
+            }
+            let runs = self.runs[index].lock().unwrap_or_else(PoisonError::into_inner);
+            for hash in runs.iter().flatten() {
+                hasher.update(hash.as_bytes());
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// The content digest of a checkpoint, read in full on `threads` threads.
+pub fn content_digest(checkpoint: &Checkpoint, threads: usize) -> Result<String> {
+    Digester::new(checkpoint).finish(threads)
+}

@@ -1,0 +1,88 @@
+//! `vlmerge diff`
+
+use anyhow::Result;
+use formats::show_name;
+use merge_cli::diff::{Difference, Kind, diff};
+use serde_json::json;
+
+use super::Context;
+use crate::cli::DiffArgs;
+use crate::{Report, progress, text};
+
+pub fn run(args: &DiffArgs, context: &Context) -> Result<Report> {
+    let a = formats::open_root(&args.a, args.root_a.as_deref())?;
+    let b = formats::open_root(&args.b, args.root_b.as_deref())?;
+    let bar = progress::bar(context, "comparing", a.tensors().iter().map(|info| info.bytes() as u64).sum());
+    let differences = diff(&a, &b, context.threads, |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    let differences = differences?;
+    let beyond = differences.iter().filter(|found| found.is_beyond(args.tolerance)).count();
+    let compared = a.tensors().iter().filter(|info| b.get(&info.name).is_some()).count();
+    if args.json.json {
+        let differences: Vec<_> = differences
+            .iter()
+            .map(|found| {
+                let mut value = serde_json::to_value(found)?;
+                value["beyond"] = json!(found.is_beyond(args.tolerance));
+                Ok(value)
+            })
+            .collect::<Result<_>>()?;
+        let report = json!({
+            "a": args.a.to_string_lossy(),
+            "b": args.b.to_string_lossy(),
+            "tolerance": args.tolerance,
+            "compared": compared,
+            "beyond": beyond,
+            "differences": differences,
+        });
+        return Ok(Report { stdout: serde_json::to_string_pretty(&report)? + "\n", success: beyond == 0 });
+    }
+    Ok(Report { stdout: render(args, &differences, compared, beyond), success: beyond == 0 })
+}
+
+fn render(args: &DiffArgs, differences: &[Difference], compared: usize, beyond: usize) -> String {
+    const SHOWN: usize = 20;
+    let shown = if args.all { differences.len() } else { SHOWN };
+    let mut rows = Vec::new();
+    for found in differences.iter().take(shown) {
+        let (what, detail) = describe(&found.kind);
+        let mark = if found.is_beyond(args.tolerance) { "" } else { "(within tolerance)" };
+        rows.push(vec![show_name(&found.name), what, format!("{detail} {mark}").trim_end().to_string()]);
+    }
+    let mut out = text::table(&rows, &[]);
+    if differences.len() > shown {
+        out.push_str(&format!("  … and {} more (--all lists them)\n", differences.len() - shown));
+    }
+    let compared = text::count(compared as u64, "tensor");
+    out.push_str(&match (differences.len(), beyond) {
+        (0, _) => format!("equal: {compared} with the same names, shapes, dtypes and values\n"),
+        (n, 0) => format!("equal within {}: {compared} compared, {n} not identical\n", args.tolerance),
+        (_, n) => format!(
+            "different: {} beyond tolerance {}, {compared} compared\n",
+            text::count(n as u64, "tensor"),
+            args.tolerance
+        ),
+    });
+    out
+}
+
+fn describe(kind: &Kind) -> (String, String) {
+    match kind {
+        Kind::OnlyInA => ("only in A".into(), String::new()),
+        Kind::OnlyInB => ("only in B".into(), String::new()),
+        Kind::Shape { a, b } => ("shape".into(), format!("{} | {}", text::shape(a), text::shape(b))),
+        Kind::Bytes { a, b } => ("bytes".into(), format!("{a} | {b}")),
+        Kind::Values(values) => {
+            let dtypes = match (&values.dtype_a, &values.dtype_b) {
+                (a, b) if a == b => String::new(),
+                (a, b) => format!("{a} | {b}, "),
+            };
+            let share =
+                format!("{} of {} elements", text::thousands(values.differing), text::thousands(values.elements));
+            (
+                "values".into(),
+                format!("{dtypes}max abs {:.3e}, max rel {:.3e}, {share}", values.max_abs, values.max_rel),
+            )
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! One module a command: arguments in, a call of the library, a report out.
+
+pub mod completions;
+pub mod convert;
+pub mod diff;
+pub mod inspect;
+pub mod interpolate;
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use formats::layout::Layout;
+use formats::write::check_target;
+use formats::{Checkpoint, config};
+use merge_cli::{Recipe, Run, Selection, Summary};
+use serde_json::json;
+
+use crate::cli::{ExpertsArgs, ExpertsChoice, LayoutArg, OutputArgs};
+use crate::{Report, progress, text};
+
+/// What holds for every command.
+pub struct Context {
+    pub quiet: bool,
+    pub threads: usize,
+}
+
+impl Context {
+    /// One line on stderr that is no error.
+    pub fn warn(&self, message: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("vlmerge: warning: {message}");
+        }
+    }
+}
+
+/// The layout that was asked for, or the one the names show.
+pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
+    if let Some(wish) = &args.layout {
+        if let Some(layout) = Layout::by_name(wish) {
+            return Ok(layout.clone());
+        }
+        if !Path::new(wish).is_file() && !wish.contains(['/', '.']) {
+            let known: Vec<&str> = Layout::builtin().iter().map(Layout::name).collect();
+            anyhow::bail!("there is no layout '{wish}': give {} or a TOML file", known.join(", "));
+        }
+        let text = std::fs::read_to_string(wish).with_context(|| format!("{wish}: cannot read the layout"))?;
+        return Ok(Layout::from_toml(&text, wish)?);
+    }
+    match Layout::detect(checkpoint.tensors().iter().map(|info| info.name.as_str())) {
+        Some(found) => Ok(found.layout.clone()),
+        None => {
+            let example = checkpoint.tensors().first().map(|info| formats::show_name(&info.name));
+            let example = example.map(|name| format!(", such as '{name}',")).unwrap_or_default();
+            anyhow::bail!(
+                "{}: its names{example} are of no known layout; --layout FILE.toml describes another",
+                formats::show_path(checkpoint.path())
+            )
+        }
+    }
+}
+
+pub fn selection(args: &ExpertsArgs) -> Result<Selection> {
+    match (args.experts, args.task) {
+        (ExpertsChoice::All, None) => Ok(Selection::All),
+        (ExpertsChoice::Used, Some(task)) => Ok(Selection::Used(task)),
+        // clap has asked for the task; the other way round is for us to say.
+        _ => usage("--task says which experts are used: give --experts used with it"),
+    }
+}
+
+/// Ends the program as clap does for wrong usage.
+pub fn usage<T>(message: &str) -> Result<T> {
+    use clap::CommandFactory;
+    crate::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit()
+}
+
+/// Runs jobs into the output and reports on them.
+pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
+    let inputs: Vec<&Checkpoint> = run.checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
+    for input in &inputs {
+        for (name, reason) in input.skipped() {
+            context.warn(format!(
+                "{}: '{}' is left out: {reason}",
+                formats::show_path(input.path()),
+                formats::show_name(name)
+            ));
+        }
+    }
+    check_target(&output.output, output.force, &inputs)?;
+    let started = Instant::now();
+    let method = run.recipe.method.clone();
+    let bar = progress::bar(context, "writing", run.jobs.iter().map(|job| job.info.bytes() as u64).sum());
+    let summary = merge_cli::run::run(run, &output.output, |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    let summary = summary?;
+    if summary.overflowed > 0 {
+        let values = text::count(summary.overflowed, "value");
+        context.warn(format!("{values} beyond the dtype's range became infinite"));
+    }
+    Ok(Report { stdout: report(&method, &summary, output, started, json)?, success: true })
+}
+
+fn report(method: &str, summary: &Summary, output: &OutputArgs, started: Instant, json: bool) -> Result<String> {
+    let seconds = started.elapsed().as_secs_f64();
+    let size = std::fs::metadata(&output.output).map(|found| found.len()).unwrap_or(0);
+    if json {
+        let report = json!({
+            "output": output.output.to_string_lossy(),
+            "bytes": size,
+            "tensors": summary.tensors,
+            "merged": summary.merged,
+            "parameters": summary.elements,
+            "overflowed": summary.overflowed,
+            "seconds": seconds,
+            "recipe": summary.recipe,
+        });
+        return Ok(serde_json::to_string_pretty(&report)? + "\n");
+    }
+    let merged = match summary.merged {
+        0 => String::new(),
+        n => format!(", {} of them merged by {method}", text::thousands(n as u64)),
+    };
+    Ok(format!(
+        "{}: {}{merged}, {} in {seconds:.2} s\n",
+        formats::show_path(&output.output),
+        text::count(summary.tensors as u64, "tensor"),
+        text::bytes(size)
+    ))
+}
+
+/// The configuration of a result, as JSON for its metadata: the input's own, with what merging changes.
+pub fn config_json(checkpoint: &Checkpoint, layout: &Layout, merged: bool) -> Option<String> {
+    let mut config = checkpoint.config(layout).config;
+    if merged {
+        config.variant = Some(config::Variant::Ufo);
+    }
+    serde_json::to_string(&config).ok()
+}
+
+/// Metadata that goes with the tensors into a new file, without what the new file says itself.
+pub fn kept_metadata(checkpoint: &Checkpoint) -> formats::write::Metadata {
+    let own = [merge_cli::recipe::RECIPE_KEY, formats::CONFIG_KEY];
+    checkpoint
+        .metadata()
+        .iter()
+        .filter(|(key, _)| !own.contains(&key.as_str()))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect()
+}
+
+/// A recipe of the running version.
+pub fn recipe(method: &str, parameters: serde_json::Value) -> Recipe {
+    Recipe::new(method, parameters.as_object().cloned().unwrap_or_default())
+}

@@ -1,0 +1,140 @@
+//! What each tensor of a result is made of.
+
+use std::path::Path;
+
+use formats::layout::{Experts, Layout, Modality, Part, group};
+use formats::{Checkpoint, Dtype, Error, Result, TensorInfo, show_name};
+
+use crate::selection::Selection;
+
+/// One tensor of the result.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub info: TensorInfo,
+    pub source: Source,
+}
+
+/// Where a result's values come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Taken over, converted to the job's dtype if that differs.
+    Copy { checkpoint: usize, tensor: usize },
+    /// Computed by the method.
+    Merge(Merge),
+}
+
+/// One tensor to be merged: its place in the model, and what it is merged from.
+#[derive(Clone, Debug)]
+pub struct Merge {
+    pub layer: Option<usize>,
+    pub part: Part,
+    pub inputs: Vec<Input>,
+}
+
+/// One tensor that takes part in a merge.
+#[derive(Clone, Copy, Debug)]
+pub struct Input {
+    /// Position among the checkpoints of the run.
+    pub checkpoint: usize,
+    /// Position in that checkpoint's tensors.
+    pub tensor: usize,
+    pub role: Role,
+}
+
+/// What an input is to the method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Expert(Modality),
+}
+
+/// The jobs that merge the experts inside one modality-specific checkpoint: every slot becomes
+/// one tensor under its merged name, every other tensor is copied.
+///
+/// # Errors
+/// There are no experts; an expert the selection needs is missing; experts of one slot differ in
+/// shape or dtype, or aren't floating-point numbers.
+pub fn merge_experts(checkpoint: &Checkpoint, layout: &Layout, selection: Selection) -> Result<Vec<Job>> {
+    let tensors = checkpoint.tensors();
+    let path = checkpoint.path();
+    let experts = group(layout, tensors, path)?;
+    if experts.is_empty() {
+        return Err(Error::file(path, "no experts found: this is already modality-agnostic"));
+    }
+    experts.check_shapes(tensors, path)?;
+    let vl_start = experts.vl_start();
+    let mut merges: Vec<Option<Job>> = tensors.iter().map(|_| None).collect();
+    let mut is_expert = vec![false; tensors.len()];
+    let mut missing = Vec::new();
+    for slot in &experts.slots {
+        slot.experts.iter().for_each(|&(_, tensor)| is_expert[tensor] = true);
+        let mut inputs = Vec::new();
+        for &modality in selection.modalities(slot.layer, vl_start) {
+            match slot.expert(modality) {
+                Some(tensor) => inputs.push(Input { checkpoint: 0, tensor, role: Role::Expert(modality) }),
+                None => missing.push(layout.sibling(&tensors[slot.first].name, modality).unwrap_or_default()),
+            }
+        }
+        if missing.is_empty() {
+            let dtype = one_dtype(tensors, &inputs, path)?;
+            let info = TensorInfo { name: slot.slot.clone(), dtype, shape: tensors[slot.first].shape.clone() };
+            let source = Source::Merge(Merge { layer: slot.layer, part: slot.part, inputs });
+            merges[slot.first] = Some(Job { info, source });
+        }
+    }
+    if !missing.is_empty() {
+        return Err(Error::file(path, missing_reason(&missing, &experts)));
+    }
+    let copies = tensors.iter().enumerate().map(|(tensor, info)| {
+        (!is_expert[tensor]).then(|| Job { info: info.clone(), source: Source::Copy { checkpoint: 0, tensor } })
+    });
+    // A slot stands where its first expert stood; everything else keeps its place.
+    Ok(copies.zip(merges).filter_map(|(copy, merge)| copy.or(merge)).collect())
+}
+
+/// Copies of every tensor, floating-point ones as `dtype` if one is given.
+pub fn copy_all(checkpoint: &Checkpoint, dtype: Option<Dtype>) -> Vec<Job> {
+    let copy = |(tensor, info): (usize, &TensorInfo)| {
+        let mut info = info.clone();
+        if info.dtype.is_float() {
+            info.dtype = dtype.unwrap_or(info.dtype);
+        }
+        Job { info, source: Source::Copy { checkpoint: 0, tensor } }
+    };
+    checkpoint.tensors().iter().enumerate().map(copy).collect()
+}
+
+fn one_dtype(tensors: &[TensorInfo], inputs: &[Input], path: &Path) -> Result<Dtype> {
+    let first = &tensors[inputs[0].tensor];
+    if !first.dtype.is_float() {
+        return Err(Error::tensor(
+            path,
+            &first.name,
+            format!("{} values can't be merged: only f64, f32, f16 and bf16", first.dtype),
+        ));
+    }
+    for other in inputs.iter().map(|input| &tensors[input.tensor]) {
+        if other.dtype != first.dtype {
+            let reason = format!(
+                "it is {} and '{}' is {}: experts must have one dtype (vlmerge convert --dtype f32 gives them one)",
+                other.dtype,
+                show_name(&first.name),
+                first.dtype
+            );
+            return Err(Error::tensor(path, &other.name, reason));
+        }
+    }
+    Ok(first.dtype)
+}
+
+fn missing_reason(missing: &[String], experts: &Experts) -> String {
+    const SHOWN: usize = 5;
+    let names: Vec<String> = missing.iter().take(SHOWN).map(|name| show_name(name)).collect();
+    let more = if missing.len() > SHOWN { format!(" and {} more", missing.len() - SHOWN) } else { String::new() };
+    let s = if missing.len() == 1 { "" } else { "s" };
+    format!(
+        "{} expert{s} missing (of {} slots that need them): {}{more}",
+        missing.len(),
+        experts.slots.len(),
+        names.join(", ")
+    )
+}

@@ -1,0 +1,223 @@
+//! Streaming a list of jobs into a file.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use formats::write::{Metadata, PIECE, Piece, Writer};
+use formats::{CONFIG_KEY, Checkpoint, Digester, Dtype, Error, Result, encode_f32, encode_f64};
+
+use crate::jobs::{Job, Merge, Source};
+use crate::methods::Method;
+use crate::recipe::{RECIPE_KEY, Recipe, RecipeInput};
+
+/// A result to be written.
+pub struct Run<'a> {
+    /// The inputs, each with its role in the recipe.
+    pub checkpoints: Vec<(&'a str, &'a Checkpoint)>,
+    pub jobs: Vec<Job>,
+    /// `None` when every job is a copy.
+    pub method: Option<&'a dyn Method>,
+    /// How the file is made; its inputs are filled in here.
+    pub recipe: Recipe,
+    /// The result's model configuration as JSON.
+    pub config: Option<String>,
+    /// More metadata, kept from the input.
+    pub metadata: Metadata,
+    pub threads: usize,
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub tensors: usize,
+    /// Tensors that the method computed.
+    pub merged: usize,
+    pub elements: u64,
+    /// Finite values that became infinite in a narrower dtype.
+    pub overflowed: u64,
+    /// The recipe with its inputs, as it stands in the file.
+    pub recipe: Recipe,
+}
+
+/// Writes the result to `path`. `progress` is told the bytes of each piece written.
+///
+/// The file holds the recipe and configuration as metadata. Its bytes depend on the inputs and
+/// the recipe alone.
+///
+/// # Errors
+/// Whatever reading, the method or writing runs into; then no file is left.
+pub fn run(run: Run, path: &Path, progress: impl Fn(u64) + Sync) -> Result<Summary> {
+    let Run { checkpoints, mut jobs, method, mut recipe, config, mut metadata, threads } = run;
+    let digesters: Vec<Digester> = checkpoints.iter().map(|(_, checkpoint)| Digester::new(checkpoint)).collect();
+    recipe.inputs = checkpoints
+        .iter()
+        .map(|(role, checkpoint)| RecipeInput {
+            role: role.to_string(),
+            name: checkpoint.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            root: checkpoint.root().into(),
+            content_digest: "0".repeat(64),
+        })
+        .collect();
+    metadata.insert(RECIPE_KEY.into(), recipe.to_json());
+    metadata.extend(config.map(|config| (CONFIG_KEY.into(), config)));
+
+    let infos = jobs.iter().map(|job| job.info.clone()).collect();
+    let writer = Writer::create(path, infos, &metadata)?;
+    // The container may order tensors its own way.
+    let mut order: std::collections::HashMap<String, Job> =
+        jobs.drain(..).map(|job| (job.info.name.clone(), job)).collect();
+    let jobs: Vec<Job> = writer.tensors().iter().filter_map(|info| order.remove(&info.name)).collect();
+    let inputs: Vec<&Checkpoint> = checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
+    let producer = Producer { inputs, digesters: &digesters, method, overflowed: AtomicU64::new(0) };
+    let whole = |tensor: usize| {
+        let is_merge = matches!(jobs[tensor].source, Source::Merge(_));
+        is_merge && method.is_some_and(|method| method.whole_tensors())
+    };
+    writer.fill(threads, whole, |piece: &Piece, buffers: &mut Buffers| -> Result<&[u8]> {
+        let job = &jobs[piece.tensor];
+        let bytes = producer.produce(job, piece, buffers)?;
+        progress(bytes.len() as u64);
+        Ok(bytes)
+    })?;
+    let overflowed = producer.overflowed.into_inner();
+    for (input, digester) in recipe.inputs.iter_mut().zip(digesters) {
+        input.content_digest = digester.finish(threads)?;
+    }
+    metadata.insert(RECIPE_KEY.into(), recipe.to_json());
+    writer.finish(&metadata)?;
+    Ok(Summary {
+        tensors: jobs.len(),
+        merged: jobs.iter().filter(|job| matches!(job.source, Source::Merge(_))).count(),
+        elements: jobs.iter().map(|job| job.info.elements() as u64).sum(),
+        overflowed,
+        recipe,
+    })
+}
+
+/// One thread's buffers, kept from piece to piece: fresh memory costs more than the arithmetic.
+#[derive(Default)]
+struct Buffers {
+    bytes: Vec<u8>,
+    encoded: Vec<u8>,
+    f32s: Vec<Vec<f32>>,
+    f64s: Vec<Vec<f64>>,
+    out_f32: Vec<f32>,
+    out_f64: Vec<f64>,
+    decoded: Vec<f64>,
+}
+
+struct Producer<'a> {
+    inputs: Vec<&'a Checkpoint>,
+    digesters: &'a [Digester<'a>],
+    method: Option<&'a dyn Method>,
+    overflowed: AtomicU64,
+}
+
+impl Producer<'_> {
+    fn produce<'b>(&self, job: &Job, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+        match &job.source {
+            Source::Copy { checkpoint, tensor } => self.copy(job, *checkpoint, *tensor, piece, buffers),
+            Source::Merge(merge) if job.info.dtype == Dtype::F64 => self.merge_f64(job, merge, piece, buffers),
+            Source::Merge(merge) => self.merge_f32(job, merge, piece, buffers),
+        }
+    }
+
+    fn copy<'b>(
+        &self,
+        job: &Job,
+        checkpoint: usize,
+        tensor: usize,
+        piece: &Piece,
+        buffers: &'b mut Buffers,
+    ) -> Result<&'b [u8]> {
+        let input = self.inputs[checkpoint];
+        let Buffers { bytes, encoded, out_f64, decoded, .. } = buffers;
+        input.read(tensor, piece.elements.clone(), bytes)?;
+        self.digesters[checkpoint].record(tensor, piece.elements.start, bytes);
+        let from = input.tensors()[tensor].dtype;
+        if from == job.info.dtype {
+            return Ok(bytes);
+        }
+        // Through f64, which holds every narrower value: one rounding.
+        encoded.clear();
+        if !formats::decode_f64(bytes, from, out_f64) || !encode_f64(out_f64, job.info.dtype, encoded) {
+            let reason = format!("{from} values can't be converted to {}", job.info.dtype);
+            return Err(Error::tensor(input.path(), &job.info.name, reason));
+        }
+        if job.info.dtype.size() < from.size() || job.info.dtype == Dtype::F16 {
+            if formats::decode_f64(encoded, job.info.dtype, decoded) {
+                let lost =
+                    out_f64.iter().zip(&*decoded).filter(|(before, after)| before.is_finite() && after.is_infinite());
+                self.overflowed.fetch_add(lost.count() as u64, Ordering::Relaxed);
+            }
+        }
+        Ok(encoded)
+    }
+
+    fn merge_f32<'b>(&self, job: &Job, merge: &Merge, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+        let Buffers { bytes, encoded, f32s, out_f32, .. } = buffers;
+        f32s.resize_with(merge.inputs.len().max(f32s.len()), Vec::new);
+        for (input, values) in merge.inputs.iter().zip(f32s.iter_mut()) {
+            let checkpoint = self.inputs[input.checkpoint];
+            let digester = &self.digesters[input.checkpoint];
+            if checkpoint.tensors()[input.tensor].dtype == Dtype::F32 {
+                checkpoint.read_f32(input.tensor, piece.elements.clone(), values)?;
+                record_f32(digester, input.tensor, piece, values);
+            } else {
+                checkpoint.read(input.tensor, piece.elements.clone(), bytes)?;
+                digester.record(input.tensor, piece.elements.start, bytes);
+                if !formats::decode_f32(bytes, checkpoint.tensors()[input.tensor].dtype, values) {
+                    return Err(not_real(checkpoint, input.tensor));
+                }
+            }
+        }
+        let values: Vec<&[f32]> = f32s.iter().take(merge.inputs.len()).map(Vec::as_slice).collect();
+        out_f32.resize(piece.elements.len(), 0.0);
+        self.method()?.merge_f32(merge, &values, out_f32)?;
+        if job.info.dtype == Dtype::F32 && cfg!(target_endian = "little") {
+            return Ok(bytemuck::cast_slice(out_f32));
+        }
+        encoded.clear();
+        match encode_f32(out_f32, job.info.dtype, encoded) {
+            true => Ok(encoded),
+            false => Err(Error::tensor(self.inputs[0].path(), &job.info.name, "its dtype can't be merged")),
+        }
+    }
+
+    fn merge_f64<'b>(&self, job: &Job, merge: &Merge, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+        let Buffers { bytes, encoded, f64s, out_f64, .. } = buffers;
+        f64s.resize_with(merge.inputs.len().max(f64s.len()), Vec::new);
+        for (input, values) in merge.inputs.iter().zip(f64s.iter_mut()) {
+            let checkpoint = self.inputs[input.checkpoint];
+            checkpoint.read(input.tensor, piece.elements.clone(), bytes)?;
+            self.digesters[input.checkpoint].record(input.tensor, piece.elements.start, bytes);
+            if !formats::decode_f64(bytes, checkpoint.tensors()[input.tensor].dtype, values) {
+                return Err(not_real(checkpoint, input.tensor));
+            }
+        }
+        let values: Vec<&[f64]> = f64s.iter().take(merge.inputs.len()).map(Vec::as_slice).collect();
+        out_f64.resize(piece.elements.len(), 0.0);
+        self.method()?.merge_f64(merge, &values, out_f64)?;
+        encoded.clear();
+        match encode_f64(out_f64, job.info.dtype, encoded) {
+            true => Ok(encoded),
+            false => Err(Error::tensor(self.inputs[0].path(), &job.info.name, "its dtype can't be merged")),
+        }
+    }
+
+    fn method(&self) -> Result<&dyn Method> {
+        self.method.ok_or_else(|| Error::file(self.inputs[0].path(), "a merge without a method"))
+    }
+}
+
+fn record_f32(digester: &Digester, tensor: usize, piece: &Piece, values: &[f32]) {
+    debug_assert_eq!(piece.elements.start % PIECE, 0);
+    if cfg!(target_endian = "little") {
+        digester.record(tensor, piece.elements.start, bytemuck::cast_slice(values));
+    }
+}
+
+fn not_real(checkpoint: &Checkpoint, tensor: usize) -> Error {
+    let info = &checkpoint.tensors()[tensor];
+    Error::tensor(checkpoint.path(), &info.name, format!("{} values can't be computed with", info.dtype))
+}
