@@ -21,8 +21,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
 ///
 /// `root` says where in a PyTorch file the tensors sit: `state_dict`, `model.ema`, or `.` for
 /// the whole file. Without it: the first of `state_dict`, `model`, `module`,
-/// `model_state_dict`, `model_state` that holds tensors, else the tensors at the top level, else
-/// the whole file.
+/// `model_state_dict`, `model_state` that holds tensors, else the top level without optimizer states
+/// and their like, else the whole file.
 ///
 /// # Errors
 /// The file can't be opened, is of no known format, is damaged, or holds a tensor whose

@@ -56,15 +56,15 @@ const MAX_NAME: usize = 4096;
 
 /// The values under a root, and the root's name (`.` for the whole file).
 ///
-/// Without a wish: the first of the usual keys that holds a tensor, else the tensors at the
-/// top level, else the whole file.
+/// Without a wish: the first of the usual keys that holds a tensor, else the top level without
+/// optimizer states and their like, else the whole file.
 pub(crate) fn find(doc: &Document, wish: Option<&str>) -> Result<(Found, String), Refusal> {
     let top = doc.root();
     match wish {
-        Some(".") => return Ok((walk(doc, top, true)?, ".".into())),
+        Some(".") => return Ok((walk(doc, top)?, ".".into())),
         Some(path) => {
             let id = resolve(doc, top, path, 0).ok_or_else(|| no_such_root(doc, path))?;
-            let found = walk(doc, id, true)?;
+            let found = walk(doc, id)?;
             if found.tensors.is_empty() && found.skipped.is_empty() {
                 return Err(Refusal {
                     name: String::new(),
@@ -80,18 +80,18 @@ pub(crate) fn find(doc: &Document, wish: Option<&str>) -> Result<(Found, String)
             if let Some(id) = doc.get(top, key)
                 && (doc.entries(id).is_some() || is_module(doc, id))
             {
-                let found = walk(doc, id, true)?;
+                let found = walk(doc, id)?;
                 if !found.tensors.is_empty() {
                     return Ok((found, key.into()));
                 }
             }
         }
-        let found = walk(doc, top, false)?;
+        let found = walk_top_level(doc, top)?;
         if !found.tensors.is_empty() {
             return Ok((found, "top level".into()));
         }
     }
-    Ok((walk(doc, top, true)?, ".".into()))
+    Ok((walk(doc, top)?, ".".into()))
 }
 
 fn no_such_root(doc: &Document, path: &str) -> Refusal {
@@ -188,10 +188,22 @@ fn module_children(doc: &Document, id: Id) -> Vec<(String, Id)> {
     parts
 }
 
-/// Collects the tensors under `start`; without `deep`, only those that stand in it directly.
-fn walk(doc: &Document, start: Id, deep: bool) -> Result<Found, Refusal> {
-    let mut walk = Walk { doc, found: Found::default(), path: HashSet::new(), names: HashSet::new(), visits: 0 };
-    walk.visit(start, String::new(), 0, if deep { MAX_DEPTH } else { 1 }, deep)?;
+/// Collects the tensors under `start`.
+fn walk(doc: &Document, start: Id) -> Result<Found, Refusal> {
+    let mut walk = Walk::new(doc);
+    walk.visit(start, String::new(), 0)?;
+    Ok(walk.found)
+}
+
+/// Collects the tensors of a file that is itself the state dict, without what training keeps beside it.
+fn walk_top_level(doc: &Document, top: Id) -> Result<Found, Refusal> {
+    const TRAINING: [&str; 8] = ["optim", "lr_scheduler", "scheduler", "callbacks", "loops", "amp", "scaler", "rng"];
+    let mut walk = Walk::new(doc);
+    for (name, value) in children(doc, top) {
+        if !TRAINING.iter().any(|prefix| name.starts_with(prefix)) {
+            walk.visit(value, name, 1)?;
+        }
+    }
     Ok(walk.found)
 }
 
@@ -204,8 +216,12 @@ struct Walk<'a> {
     visits: usize,
 }
 
-impl Walk<'_> {
-    fn visit(&mut self, id: Id, name: String, depth: usize, max_depth: usize, deep: bool) -> Result<(), Refusal> {
+impl<'a> Walk<'a> {
+    fn new(doc: &'a Document) -> Walk<'a> {
+        Walk { doc, found: Found::default(), path: HashSet::new(), names: HashSet::new(), visits: 0 }
+    }
+
+    fn visit(&mut self, id: Id, name: String, depth: usize) -> Result<(), Refusal> {
         self.visits += 1;
         if self.visits > MAX_VISITS {
             return Err(Refusal {
@@ -230,24 +246,19 @@ impl Walk<'_> {
             Reading::Broken(reason) => return Err(Refusal { name, reason }),
             Reading::Other => {}
         }
-        if depth >= max_depth {
-            return match self.doc.node(id) {
-                Node::List(_) | Node::Tuple(_) | Node::Dict(_) if deep => {
-                    Err(Refusal { name, reason: format!("nested deeper than {MAX_DEPTH} levels") })
-                }
-                _ => Ok(()),
-            };
-        }
         let parts = if is_module(self.doc, id) { module_children(self.doc, id) } else { children(self.doc, id) };
         if parts.is_empty() || !self.path.insert(id) {
             return Ok(());
+        }
+        if depth >= MAX_DEPTH {
+            return Err(Refusal { name, reason: format!("nested deeper than {MAX_DEPTH} levels") });
         }
         for (part, value) in parts {
             let full = if name.is_empty() { part } else { format!("{name}.{part}") };
             if full.len() > MAX_NAME {
                 return Err(Refusal { name: full, reason: format!("a name of more than {MAX_NAME} bytes") });
             }
-            self.visit(value, full, depth + 1, max_depth, deep)?;
+            self.visit(value, full, depth + 1)?;
         }
         self.path.remove(&id);
         Ok(())
@@ -282,10 +293,7 @@ fn tensor(doc: &Document, id: Id, wrapped: usize) -> Reading {
         return Reading::Other;
     }
     match function {
-        "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" => match view(doc, args) {
-            Ok((dtype, shape, data)) => Reading::Tensor { dtype, shape, data },
-            Err(reason) => Reading::Broken(reason),
-        },
+        "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" => view_reading(doc, args),
         "_rebuild_parameter" | "_rebuild_parameter_with_state" => match args.first() {
             Some(&inner) if wrapped < 4 => match tensor(doc, inner, wrapped + 1) {
                 Reading::Other => Reading::Broken("a parameter around something that is no tensor".into()),
@@ -311,6 +319,18 @@ fn tensor(doc: &Document, id: Id, wrapped: usize) -> Reading {
         "_rebuild_meta_tensor_no_storage" => Reading::Unsupported("a meta tensor, which has no values".into()),
         name if name.starts_with("_rebuild") => Reading::Unsupported(format!("made by torch's {}", show_name(name))),
         _ => Reading::Other,
+    }
+}
+
+fn view_reading(doc: &Document, args: &[Id]) -> Reading {
+    // The last argument may say that the values are to be conjugated or negated when read.
+    let is_set = |&id: &Id, bit: &str| doc.get(id, bit).and_then(|value| doc.int(value)) == Some(1);
+    if args.last().is_some_and(|last| is_set(last, "conj") || is_set(last, "neg")) {
+        return Reading::Unsupported("a view that PyTorch conjugates or negates; save it after resolve_conj() or resolve_neg()".into());
+    }
+    match view(doc, args) {
+        Ok((dtype, shape, data)) => Reading::Tensor { dtype, shape, data },
+        Err(reason) => Reading::Broken(reason),
     }
 }
 
