@@ -23,6 +23,16 @@ pub enum Source {
     Merge(Merge),
 }
 
+impl Source {
+    /// What a merge is computed from; nothing for a copy.
+    pub fn inputs(&self) -> &[Input] {
+        match self {
+            Source::Copy { .. } => &[],
+            Source::Merge(merge) => &merge.inputs,
+        }
+    }
+}
+
 /// One tensor to be merged: its place in the model, and what it is merged from.
 #[derive(Clone, Debug)]
 pub struct Merge {
@@ -42,9 +52,16 @@ pub struct Input {
 }
 
 /// What an input is to the method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
+    /// One modality's expert.
     Expert(Modality),
+    /// What the experts or models were trained from.
+    Base,
+    /// What one modality's expert was trained from, where the base has experts itself.
+    BaseExpert(Modality),
+    /// One of several models, counted from 0.
+    Model(usize),
 }
 
 /// The jobs that merge the experts inside one modality-specific checkpoint: every slot becomes
@@ -91,6 +108,51 @@ pub fn merge_experts(checkpoint: &Checkpoint, layout: &Layout, selection: Select
     Ok(copies.zip(merges).filter_map(|(copy, merge)| copy.or(merge)).collect())
 }
 
+/// Gives every merge its base: the tensor of the merged name in `base` or, if `base` has experts
+/// itself, one for each expert that is merged. Bases come before the experts. `number` is the
+/// position of `base` among the checkpoints of the run.
+///
+/// # Errors
+/// Names that `base` lacks, or has with another shape; all of them are listed.
+pub fn add_base(jobs: &mut [Job], layout: &Layout, base: &Checkpoint, number: usize) -> Result<()> {
+    let mut faults = Vec::new();
+    for job in jobs {
+        let Source::Merge(merge) = &mut job.source else { continue };
+        let mut bases = Vec::new();
+        let mut add = |name: &str, role: Role| match base.position(name) {
+            Some(tensor) if base.tensors()[tensor].shape == job.info.shape => {
+                bases.push(Input { checkpoint: number, tensor, role });
+            }
+            Some(tensor) => {
+                let shape = &base.tensors()[tensor].shape;
+                faults.push(format!("{} is {shape:?}, not {:?}", show_name(name), job.info.shape));
+            }
+            None => faults.push(format!("{} is missing", show_name(name))),
+        };
+        if base.get(&job.info.name).is_some() {
+            add(&job.info.name, Role::Base);
+        } else {
+            // An expert's name if the base has any of this slot's, so that messages name what should be there.
+            let names = |modality| layout.expert_name(&job.info.name, modality);
+            let has_experts = Modality::ALL.into_iter().filter_map(names).any(|name| base.get(&name).is_some());
+            for input in merge.inputs.iter().filter(|_| has_experts) {
+                if let Role::Expert(modality) = input.role {
+                    add(&names(modality).unwrap_or_default(), Role::BaseExpert(modality));
+                }
+            }
+            if !has_experts {
+                add(&job.info.name, Role::Base);
+            }
+        }
+        bases.append(&mut merge.inputs);
+        merge.inputs = bases;
+    }
+    match faults.as_slice() {
+        [] => Ok(()),
+        faults => Err(Error::file(base.path(), format!("as a base it doesn't fit: {}", listed(faults)))),
+    }
+}
+
 /// Copies of every tensor, floating-point ones as `dtype` if one is given.
 pub fn copy_all(checkpoint: &Checkpoint, dtype: Option<Dtype>) -> Vec<Job> {
     let copy = |(tensor, info): (usize, &TensorInfo)| {
@@ -127,14 +189,17 @@ fn one_dtype(tensors: &[TensorInfo], inputs: &[Input], path: &Path) -> Result<Dt
 }
 
 fn missing_reason(missing: &[String], experts: &Experts) -> String {
-    const SHOWN: usize = 5;
-    let names: Vec<String> = missing.iter().take(SHOWN).map(|name| show_name(name)).collect();
-    let more = if missing.len() > SHOWN { format!(" and {} more", missing.len() - SHOWN) } else { String::new() };
+    let names: Vec<String> = missing.iter().map(|name| show_name(name)).collect();
     let s = if missing.len() == 1 { "" } else { "s" };
-    format!(
-        "{} expert{s} missing (of {} slots that need them): {}{more}",
-        missing.len(),
-        experts.slots.len(),
-        names.join(", ")
-    )
+    format!("{} expert{s} missing (of {} slots that need them): {}", missing.len(), experts.slots.len(), listed(&names))
+}
+
+/// The first few of a list on one line, and how many more there are.
+pub(crate) fn listed(items: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = items.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match items.len() {
+        n if n > SHOWN => format!("{shown} and {} more", n - SHOWN),
+        _ => shown,
+    }
 }

@@ -1,6 +1,9 @@
 //! `vlmerge convert`
 
+use std::path::PathBuf;
+
 use anyhow::Result;
+use clap::ValueEnum;
 use formats::Dtype;
 use formats::layout::Layout;
 use merge_cli::{Recipe, Run, jobs};
@@ -8,9 +11,35 @@ use serde_json::json;
 
 use super::{Context, config_json, kept_metadata, recipe};
 use crate::Report;
-use crate::cli::{ConvertArgs, FloatDtype};
+use crate::cli::{JsonArg, OutputArgs, RootArg};
 
-pub fn run(args: &ConvertArgs, context: &Context) -> Result<Report> {
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vlmerge convert ms.ckpt -o ms.safetensors
+  vlmerge convert merged.safetensors -o merged.ckpt --dtype f16")]
+pub struct Args {
+    /// The checkpoint to read.
+    pub file: PathBuf,
+    /// Store floating-point tensors as this; integers stay as they are.
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<FloatDtype>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub root: RootArg,
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatDtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let checkpoint = formats::open_root(&args.file, args.root.root.as_deref())?;
     let dtype = args.dtype.map(|dtype| match dtype {
         FloatDtype::F32 => Dtype::F32,

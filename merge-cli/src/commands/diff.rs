@@ -1,15 +1,45 @@
 //! `vlmerge diff`
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use formats::show_name;
 use merge_cli::diff::{Difference, Kind, diff};
 use serde_json::json;
 
 use super::Context;
-use crate::cli::DiffArgs;
+
+use crate::cli::JsonArg;
 use crate::{Report, progress, text};
 
-pub fn run(args: &DiffArgs, context: &Context) -> Result<Report> {
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vlmerge diff merged.safetensors merged.ckpt
+  vlmerge diff ours.safetensors theirs.ckpt --tolerance 1e-6
+
+Exits 1 when a tensor is missing on one side, has another shape or dtype, or differs by more
+than the tolerance.")]
+pub struct Args {
+    pub a: PathBuf,
+    pub b: PathBuf,
+    /// Largest absolute difference that still counts as equal.
+    #[arg(long, value_name = "T", default_value = "0", value_parser = tolerance)]
+    pub tolerance: f64,
+    /// Where A's tensors are, as in 'inspect --root'.
+    #[arg(long, value_name = "KEY.KEY")]
+    pub root_a: Option<String>,
+    /// Where B's tensors are.
+    #[arg(long, value_name = "KEY.KEY")]
+    pub root_b: Option<String>,
+    /// List every differing tensor, not only the first 20.
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let a = formats::open_root(&args.a, args.root_a.as_deref())?;
     let b = formats::open_root(&args.b, args.root_b.as_deref())?;
     let bar = progress::bar(context, "comparing", a.tensors().iter().map(|info| info.bytes() as u64).sum());
@@ -40,7 +70,7 @@ pub fn run(args: &DiffArgs, context: &Context) -> Result<Report> {
     Ok(Report { stdout: render(args, &differences, compared, beyond), success: beyond == 0 })
 }
 
-fn render(args: &DiffArgs, differences: &[Difference], compared: usize, beyond: usize) -> String {
+fn render(args: &Args, differences: &[Difference], compared: usize, beyond: usize) -> String {
     const SHOWN: usize = 20;
     let shown = if args.all { differences.len() } else { SHOWN };
     let mut rows = Vec::new();
@@ -84,5 +114,12 @@ fn describe(kind: &Kind) -> (String, String) {
                 format!("{dtypes}max abs {:.3e}, max rel {:.3e}, {share}", values.max_abs, values.max_rel),
             )
         }
+    }
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 => Ok(value),
+        _ => Err("it must be a number from 0 up".into()),
     }
 }

@@ -1,5 +1,7 @@
 //! `vlmerge inspect`: where a user starts.
 
+use std::path::PathBuf;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,10 +15,37 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Context, layout_for};
-use crate::cli::InspectArgs;
+
+use crate::cli::{JsonArg, LayoutArg, RootArg};
 use crate::{Report, progress, text};
 
-pub fn run(args: &InspectArgs, context: &Context) -> Result<Report> {
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vlmerge inspect ms.ckpt
+  vlmerge inspect ms.ckpt --keys --root optimizer_states
+  vlmerge inspect merged.safetensors --json | jq .metadata")]
+pub struct Args {
+    /// The checkpoint: .ckpt, .pth, .safetensors or .safetensors.index.json; its content decides.
+    pub file: PathBuf,
+    /// List every tensor.
+    #[arg(long)]
+    pub keys: bool,
+    /// Read every value and count NaN and infinite ones.
+    #[arg(long)]
+    pub scan: bool,
+    /// Read every value and print the content digest that recipes record.
+    #[arg(long)]
+    pub digest: bool,
+    #[command(flatten)]
+    pub root: RootArg,
+    #[command(flatten)]
+    pub layout: LayoutArg,
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let checkpoint = formats::open_root(&args.file, args.root.root.as_deref())?;
     // A layout that was asked for must be there; without one, any file can be looked at.
     let layout = match layout_for(&args.layout, &checkpoint) {
@@ -67,7 +96,7 @@ pub fn run(args: &InspectArgs, context: &Context) -> Result<Report> {
 }
 
 struct View<'a> {
-    args: &'a InspectArgs,
+    args: &'a Args,
     checkpoint: &'a Checkpoint,
     layout: Option<&'a str>,
     detected: &'a config::Detected,

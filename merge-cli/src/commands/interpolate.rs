@@ -1,14 +1,42 @@
 //! `vlmerge interpolate`
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use merge_cli::methods::{Interpolate, Method};
 use merge_cli::{Recipe, Run, jobs};
 
 use super::{Context, config_json, kept_metadata, layout_for, selection};
 use crate::Report;
-use crate::cli::InterpolateArgs;
+use crate::cli::{ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 
-pub fn run(args: &InterpolateArgs, context: &Context) -> Result<Report> {
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vlmerge interpolate ms.ckpt --ratio 0.5 -o merged.safetensors
+  vlmerge interpolate ms.ckpt --ratio 0.3 --experts used --task vqa -o merged.ckpt
+
+In layers with three experts the weights are 2/3·ratio for v, 2/3·(1 − ratio) for l and 1/3 for
+vl. A ratio outside 0 to 1 extrapolates, which is allowed and warned of.")]
+pub struct Args {
+    /// The modality-specific checkpoint.
+    pub ms: PathBuf,
+    /// Weight of the vision experts; the language experts get 1 − ratio.
+    #[arg(long, value_name = "R", value_parser = finite, allow_negative_numbers = true)]
+    pub ratio: f64,
+    #[command(flatten)]
+    pub experts: ExpertsArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub root: RootArg,
+    #[command(flatten)]
+    pub layout: LayoutArg,
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let selection = selection(&args.experts)?;
     let checkpoint = formats::open_root(&args.ms, args.root.root.as_deref())?;
     let layout = layout_for(&args.layout, &checkpoint)?;

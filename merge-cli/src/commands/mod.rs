@@ -1,5 +1,6 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod arithmetic;
 pub mod completions;
 pub mod convert;
 pub mod diff;

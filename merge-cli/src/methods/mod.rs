@@ -1,7 +1,9 @@
 //! The merging methods. One file a method: tensors in, tensor out.
 
+mod arithmetic;
 mod interpolate;
 
+pub use arithmetic::{Arithmetic, Lambda};
 pub use interpolate::Interpolate;
 
 use crate::jobs::Merge;
