@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::write::PIECE;
-use crate::{Checkpoint, Result};
+use crate::{Checkpoint, Result, parallel};
 
 /// Gathers a checkpoint's content digest from pieces as they pass by, on any thread.
 ///
@@ -51,25 +51,12 @@ impl<'c> Digester<'c> {
                 open
             })
             .collect();
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let work = || -> Result<()> {
-            let mut bytes = Vec::new();
-            loop {
-                let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let Some(&(tensor, run)) = missing.get(number) else { return Ok(()) };
-                let elements = self.checkpoint.tensors()[tensor].elements();
-                let range = run * PIECE..elements.min((run + 1) * PIECE);
-                self.checkpoint.read(tensor, range, &mut bytes)?;
-                self.record(tensor, run * PIECE, &bytes);
-            }
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.min(missing.len()).max(1)).map(|_| scope.spawn(&work)).collect();
-            let mut outcome = work();
-            for other in others {
-                outcome = outcome.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            outcome
+        parallel::for_each(threads, missing.len(), |number, bytes: &mut Vec<u8>| {
+            let (tensor, run) = missing[number];
+            let elements = self.checkpoint.tensors()[tensor].elements();
+            self.checkpoint.read(tensor, run * PIECE..elements.min((run + 1) * PIECE), bytes)?;
+            self.record(tensor, run * PIECE, bytes);
+            Ok(())
         })?;
         Ok(self.combine())
     }

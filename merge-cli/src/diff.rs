@@ -1,10 +1,9 @@
 //! Comparing two checkpoints, name by name.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use formats::write::PIECE;
-use formats::{Checkpoint, Result, TensorInfo};
+use formats::{Checkpoint, Result, TensorInfo, parallel};
 use serde::Serialize;
 
 /// What comparing one name found.
@@ -38,12 +37,19 @@ pub struct Values {
     pub dtype_a: String,
     pub dtype_b: String,
     /// Largest |a − b|. NaN against a number, or one infinity against anything else, is infinitely far.
+    #[serde(serialize_with = "number")]
     pub max_abs: f64,
     /// Largest |a − b| / max(|a|, |b|).
+    #[serde(serialize_with = "number")]
     pub max_rel: f64,
     /// Elements that differ at all.
     pub differing: u64,
     pub elements: u64,
+}
+
+/// JSON has no infinity: it becomes the text "inf".
+fn number<S: serde::Serializer>(value: &f64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.serialize_str("inf") }
 }
 
 impl Values {
@@ -67,28 +73,16 @@ impl Difference {
 /// Values are compared in f64, NaN equal to NaN. `progress` is told A's bytes as they are compared.
 pub fn diff(a: &Checkpoint, b: &Checkpoint, threads: usize, progress: impl Fn(u64) + Sync) -> Result<Vec<Difference>> {
     let found: Mutex<Vec<(usize, Difference)>> = Mutex::new(Vec::new());
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<()> {
-        let mut buffers = Buffers::default();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(info) = a.tensors().get(index) else { return Ok(()) };
-            if let Some(kind) = compare(a, index, b, &mut buffers)? {
-                let difference = Difference { name: info.name.clone(), kind };
-                found.lock().unwrap_or_else(|e| e.into_inner()).push((index, difference));
-            }
-            progress(info.bytes() as u64);
+    parallel::for_each(threads, a.tensors().len(), |index, buffers: &mut Buffers| -> Result<()> {
+        let info = &a.tensors()[index];
+        if let Some(kind) = compare(a, index, b, buffers)? {
+            let difference = Difference { name: info.name.clone(), kind };
+            found.lock().unwrap_or_else(PoisonError::into_inner).push((index, difference));
         }
-    };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
-        let mut outcome = work();
-        for other in others {
-            outcome = outcome.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        outcome
+        progress(info.bytes() as u64);
+        Ok(())
     })?;
-    let mut found = found.into_inner().unwrap_or_else(|e| e.into_inner());
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.sort_by_key(|(index, _)| *index);
     let mut differences: Vec<Difference> = found.into_iter().map(|(_, difference)| difference).collect();
     let own = b.tensors().iter().filter(|info| a.get(&info.name).is_none());

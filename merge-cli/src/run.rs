@@ -144,12 +144,11 @@ impl Producer<'_> {
             let reason = format!("{from} values can't be converted to {}", job.info.dtype);
             return Err(Error::tensor(input.path(), &job.info.name, reason));
         }
-        if job.info.dtype.size() < from.size() || job.info.dtype == Dtype::F16 {
-            if formats::decode_f64(encoded, job.info.dtype, decoded) {
-                let lost =
-                    out_f64.iter().zip(&*decoded).filter(|(before, after)| before.is_finite() && after.is_infinite());
-                self.overflowed.fetch_add(lost.count() as u64, Ordering::Relaxed);
-            }
+        let narrows = job.info.dtype.size() < from.size() || job.info.dtype == Dtype::F16;
+        if narrows && formats::decode_f64(encoded, job.info.dtype, decoded) {
+            let lost =
+                out_f64.iter().zip(&*decoded).filter(|(before, after)| before.is_finite() && after.is_infinite());
+            self.overflowed.fetch_add(lost.count() as u64, Ordering::Relaxed);
         }
         Ok(encoded)
     }

@@ -10,12 +10,11 @@ mod torch_zip;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use tempfile::TempPath;
 
-use crate::{Checkpoint, Error, Result, TensorInfo};
+use crate::{Checkpoint, Error, Result, TensorInfo, parallel};
 
 /// Text by key, kept in the file beside the tensors.
 pub type Metadata = BTreeMap<String, String>;
@@ -148,31 +147,12 @@ impl Writer {
         produce: impl for<'s> Fn(&Piece, &'s mut S) -> Result<&'s [u8], E> + Sync,
     ) -> Result<(), E> {
         let pieces = self.pieces(whole);
-        let queue = Queue::default();
-        let work = || {
-            let _guard = StopOnPanic(&queue);
-            let mut state = S::default();
-            loop {
-                let number = queue.next.fetch_add(1, Ordering::Relaxed);
-                let Some(piece) = pieces.get(number).filter(|_| !queue.stopped.load(Ordering::Relaxed)) else {
-                    return Ok(());
-                };
-                let done = produce(piece, &mut state)
-                    .and_then(|bytes| self.write(&queue, number, piece, bytes).map_err(E::from));
-                if let Err(e) = done {
-                    queue.stop();
-                    return Err(e);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(&work)).collect();
-            let mut outcome = work();
-            for other in others {
-                let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                outcome = outcome.and(theirs);
-            }
-            outcome
+        let turn = Turn::default();
+        parallel::for_each(threads, pieces.len(), |number, state: &mut S| {
+            let _guard = StopOnPanic(&turn);
+            let piece = &pieces[number];
+            let done = produce(piece, state).and_then(|bytes| self.write(&turn, number, piece, bytes).map_err(E::from));
+            done.inspect_err(|_| turn.stop())
         })
     }
 
@@ -195,7 +175,7 @@ impl Writer {
         pieces
     }
 
-    fn write(&self, queue: &Queue, number: usize, piece: &Piece, bytes: &[u8]) -> Result<()> {
+    fn write(&self, turn: &Turn, number: usize, piece: &Piece, bytes: &[u8]) -> Result<()> {
         let info = &self.tensors[piece.tensor];
         assert_eq!(bytes.len(), piece.elements.len() * info.dtype.size(), "{}: piece of the promised size", info.name);
         match &self.sink {
@@ -205,10 +185,10 @@ impl Writer {
             }
             Sink::TorchZip(sink) => {
                 // A zip is a stream: wait for the pieces before this one.
-                if queue.wait_for(number) {
+                if turn.wait_for(number) {
                     let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
                     sink.write(piece.tensor, info, piece.elements.start == 0, bytes)?;
-                    queue.written();
+                    turn.written();
                 }
                 Ok(())
             }
@@ -259,39 +239,41 @@ impl Drop for Temporary {
     }
 }
 
-/// Which piece is next, to produce and to write.
-#[derive(Default)]
-struct Queue {
-    next: AtomicUsize,
-    stopped: AtomicBool,
-    turn: Mutex<usize>,
+/// Whose turn it is to write, where pieces must be written in order.
+struct Turn {
+    /// The next piece, or `None` when work has stopped.
+    next: Mutex<Option<usize>>,
     changed: Condvar,
 }
 
-impl Queue {
+impl Default for Turn {
+    fn default() -> Turn {
+        Turn { next: Mutex::new(Some(0)), changed: Condvar::new() }
+    }
+}
+
+impl Turn {
     /// Waits until all pieces before `number` are written; false when work has stopped.
     fn wait_for(&self, number: usize) -> bool {
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let stopped = || self.stopped.load(Ordering::Relaxed);
-        let _turn =
-            self.changed.wait_while(turn, |turn| *turn != number && !stopped()).unwrap_or_else(PoisonError::into_inner);
-        !stopped()
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |next: &mut Option<usize>| next.is_some_and(|next| next != number);
+        let next = self.changed.wait_while(next, waits).unwrap_or_else(PoisonError::into_inner);
+        next.is_some()
     }
 
     fn written(&self) {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        *next = next.map(|next| next + 1);
         self.changed.notify_all();
     }
 
     fn stop(&self) {
-        // Under the lock, so that nobody checks before this and waits after it.
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.stopped.store(true, Ordering::Relaxed);
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.changed.notify_all();
     }
 }
 
-struct StopOnPanic<'a>(&'a Queue);
+struct StopOnPanic<'a>(&'a Turn);
 
 impl Drop for StopOnPanic<'_> {
     fn drop(&mut self) {

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use formats::layout::{Experts, Modality, Part, group};
 use formats::write::PIECE;
-use formats::{Checkpoint, config, show_name, show_path};
+use formats::{Checkpoint, config, parallel, show_name, show_path};
 use indicatif::ProgressBar;
 use merge_cli::Recipe;
 use serde::Serialize;
@@ -165,46 +165,30 @@ struct NonFinite {
     infinite: u64,
 }
 
-fn scan(checkpoint: &Checkpoint, threads: usize, bar: &ProgressBar) -> Result<Vec<NonFinite>> {
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(usize, NonFinite)>> {
-        let mut found = Vec::new();
-        let (mut bytes, mut values) = (Vec::new(), Vec::new());
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(info) = checkpoint.tensors().get(index) else { return Ok(found) };
-            let (mut nan, mut infinite) = (0, 0);
-            let mut start = 0;
-            while info.dtype.is_float() && start < info.elements() {
-                let end = info.elements().min(start + PIECE);
-                checkpoint.read(index, start..end, &mut bytes)?;
-                if formats::decode_f32(&bytes, info.dtype, &mut values) {
-                    // An f64 beyond f32 is finite all the same, and none of ours.
-                    nan += values.iter().filter(|v| v.is_nan()).count() as u64;
-                    infinite += values.iter().filter(|v| v.is_infinite()).count() as u64;
-                }
-                start = end;
+fn scan(checkpoint: &Checkpoint, threads: usize, bar: &ProgressBar) -> formats::Result<Vec<NonFinite>> {
+    let found: Mutex<Vec<(usize, NonFinite)>> = Mutex::new(Vec::new());
+    let tensors = checkpoint.tensors();
+    parallel::for_each(threads, tensors.len(), |index, (bytes, values): &mut (Vec<u8>, Vec<f64>)| {
+        let info = &tensors[index];
+        let (mut nan, mut infinite) = (0, 0);
+        let mut start = 0;
+        while info.dtype.is_float() && start < info.elements() {
+            let end = info.elements().min(start + PIECE);
+            checkpoint.read(index, start..end, bytes)?;
+            if formats::decode_f64(bytes, info.dtype, values) {
+                nan += values.iter().filter(|v| v.is_nan()).count() as u64;
+                infinite += values.iter().filter(|v| v.is_infinite()).count() as u64;
             }
-            if nan + infinite > 0 {
-                found.push((index, NonFinite { name: info.name.clone(), nan, infinite }));
-            }
-            bar.inc(info.bytes() as u64);
+            start = end;
         }
-    };
-    let mut found = std::thread::scope(|scope| -> Result<Vec<(usize, NonFinite)>> {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
-        let mut found = work();
-        for other in others {
-            let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            found = found.and_then(|mut found| {
-                theirs.map(|theirs| {
-                    found.extend(theirs);
-                    found
-                })
-            });
+        if nan + infinite > 0 {
+            let tensor = NonFinite { name: info.name.clone(), nan, infinite };
+            found.lock().unwrap_or_else(PoisonError::into_inner).push((index, tensor));
         }
-        found
+        bar.inc(info.bytes() as u64);
+        Ok::<(), formats::Error>(())
     })?;
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.sort_by_key(|(index, _)| *index);
     Ok(found.into_iter().map(|(_, tensor)| tensor).collect())
 }
