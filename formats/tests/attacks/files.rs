@@ -9,6 +9,9 @@ pub fn pickle(write: impl FnOnce(&mut Emitter)) -> Vec<u8> {
     emitter.finish()
 }
 
+/// Ends a chain of pushes where a closure returns nothing.
+pub fn done(_: &mut Emitter) {}
+
 /// The pickle `{"state_dict": {…}}`; `write` puts keys and values.
 pub fn state_dict(write: impl FnOnce(&mut Emitter)) -> Vec<u8> {
     pickle(|p| {
@@ -53,7 +56,7 @@ impl View<'_> {
         p.tuple().persistent_id().int(self.offset);
         for counts in [self.shape, self.strides] {
             p.mark();
-            counts.iter().for_each(|&n| drop(p.int(n)));
+            counts.iter().for_each(|&n| done(p.int(n)));
             p.tuple();
         }
         p.bool(false).ordered_dict().tuple().reduce();
@@ -203,7 +206,7 @@ pub fn legacy_head() -> Vec<u8> {
 pub fn legacy(object: &[u8], keys: &[&str], storages: &[(u64, &[u8])]) -> Vec<u8> {
     let keys = pickle(|p| {
         p.empty_list().mark();
-        keys.iter().for_each(|key| drop(p.str(key)));
+        keys.iter().for_each(|key| done(p.str(key)));
         p.appends();
     });
     legacy_with_keys(object, &keys, storages)

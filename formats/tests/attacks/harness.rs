@@ -227,3 +227,12 @@ fn check_error(path: &Path, error: &Error) -> String {
 fn is_mark(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
+
+/// The most bytes this thread has held since [`reset_peak`].
+pub fn peak() -> isize {
+    PEAK.get()
+}
+
+pub fn reset_peak() {
+    PEAK.set(LIVE.get());
+}
