@@ -36,6 +36,8 @@ impl Source {
 /// One tensor to be merged: its place in the model, and what it is merged from.
 #[derive(Clone, Debug)]
 pub struct Merge {
+    /// The merged tensor's name.
+    pub name: String,
     pub layer: Option<usize>,
     pub part: Part,
     pub inputs: Vec<Input>,
@@ -94,7 +96,7 @@ pub fn merge_experts(checkpoint: &Checkpoint, layout: &Layout, selection: Select
         if missing.is_empty() {
             let dtype = one_dtype(tensors, &inputs, path)?;
             let info = TensorInfo { name: slot.slot.clone(), dtype, shape: tensors[slot.first].shape.clone() };
-            let source = Source::Merge(Merge { layer: slot.layer, part: slot.part, inputs });
+            let source = Source::Merge(Merge { name: slot.slot.clone(), layer: slot.layer, part: slot.part, inputs });
             merges[slot.first] = Some(Job { info, source });
         }
     }

@@ -8,6 +8,8 @@ pub mod diff;
 pub mod jobs;
 pub mod methods;
 pub mod recipe;
+pub mod recipe_file;
+pub mod ruled;
 pub mod run;
 pub mod selection;
 

@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args, &context),
         Command::Interpolate(args) => commands::interpolate::run(&args, &context),
         Command::Arithmetic(args) => commands::arithmetic::run(&args, &context),
+        Command::Merge(args) => commands::merge::run(&args, &context),
+        Command::Recipe(args) => commands::recipe::run(&args),
         Command::Diff(args) => commands::diff::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };

@@ -4,6 +4,8 @@ use formats::write::Metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::ruled::Rule;
+
 /// Metadata key of the recipe, in every file this project writes.
 pub const RECIPE_KEY: &str = "vlmerge.recipe";
 
@@ -15,12 +17,15 @@ pub struct Recipe {
     pub method: String,
     #[serde(default)]
     pub parameters: Map<String, Value>,
+    /// Other parameters for some of the tensors.
+    #[serde(default, rename = "rule", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     #[serde(default)]
     pub inputs: Vec<RecipeInput>,
 }
 
 /// A checkpoint that went in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecipeInput {
     /// What it was to the method: `checkpoint`, `base`, …
     pub role: String,
@@ -38,6 +43,7 @@ impl Recipe {
             version: env!("CARGO_PKG_VERSION").into(),
             method: method.into(),
             parameters,
+            rules: Vec::new(),
             inputs: Vec::new(),
         }
     }

@@ -26,6 +26,24 @@ pub enum Selection {
 }
 
 impl Selection {
+    /// From a recipe's parameters; all experts where nothing is said.
+    pub fn from_parameters(parameters: &Map<String, Value>) -> Result<Selection, String> {
+        let task = match parameters.get("task") {
+            None | Some(Value::Null) => None,
+            Some(task) => Some(
+                serde_json::from_value(task.clone())
+                    .map_err(|_| format!("no task {task}: it is irtr, vqa or nlvr2"))?,
+            ),
+        };
+        match (parameters.get("experts").and_then(Value::as_str), task) {
+            (Some("used"), Some(task)) => Ok(Selection::Used(task)),
+            (Some("used"), None) => Err("experts = \"used\" needs a task".into()),
+            (None | Some("all"), None) => Ok(Selection::All),
+            (None | Some("all"), Some(_)) => Err("a task means nothing unless experts = \"used\"".into()),
+            (Some(other), _) => Err(format!("no experts \"{other}\": it is all or used")),
+        }
+    }
+
     /// As it stands in recipes.
     pub fn parameters(self) -> Map<String, Value> {
         let mut parameters = Map::new();

@@ -1,15 +1,14 @@
 //! `vlmerge arithmetic`
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use formats::layout::Modality;
-use formats::show_path;
+use merge_cli::Recipe;
 use merge_cli::methods::{Arithmetic, Lambda, Method};
-use merge_cli::{Recipe, Role, Run, jobs};
 
-use super::{Context, config_json, kept_metadata, layout_for, selection};
+use super::merge::{InputFile, Merging};
+use super::{Context, selection};
 use crate::Report;
 use crate::cli::{ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 
@@ -50,40 +49,19 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
-    let selection = selection(&args.experts)?;
-    let checkpoint = formats::open_root(&args.ms, args.root.root.as_deref())?;
-    let base = formats::open_root(&args.base, args.base_root.as_deref())?;
-    let layout = layout_for(&args.layout, &checkpoint)?;
-    let mut jobs = jobs::merge_experts(&checkpoint, &layout, selection)?;
-    jobs::add_base(&mut jobs, &layout, &base, 1)?;
-    let roles: BTreeSet<Role> = jobs.iter().flat_map(|job| job.source.inputs()).map(|input| input.role).collect();
-    if args.sequential && roles.iter().any(|role| matches!(role, Role::BaseExpert(_))) {
-        bail!("{}: --sequential starts from one set of weights, and this base has experts", show_path(&args.base));
-    }
-    let given = &args.lambda.by_modality;
-    for role in roles {
-        let Role::Expert(modality) = role else { continue };
-        if !given.is_empty() && !given.contains_key(&modality) {
-            bail!("{}: it has {modality} experts, and --lambda gives no {modality}=…", show_path(&args.ms));
-        }
-        let lambda = args.lambda.of(modality);
-        if !(0.0..=2.0).contains(&lambda) {
-            context.warn(format!("λ {lambda} for {modality} is far from the usual 0 to 1"));
-        }
-    }
-    let method = Arithmetic { lambda: args.lambda.clone(), sequential: args.sequential };
-    let mut parameters = method.parameters();
-    parameters.extend(selection.parameters());
-    let run = Run {
-        jobs,
-        method: Some(&method),
-        recipe: Recipe::new(method.name(), parameters),
-        config: config_json(&checkpoint, &layout, true),
-        metadata: kept_metadata(&checkpoint),
-        threads: context.threads,
-        checkpoints: vec![("checkpoint", &checkpoint), ("base", &base)],
+    let mut parameters = Arithmetic { lambda: args.lambda.clone(), sequential: args.sequential }.parameters();
+    parameters.extend(selection(&args.experts)?.parameters());
+    let merging = Merging {
+        recipe: Recipe::new("arithmetic", parameters),
+        inputs: vec![
+            InputFile::new("checkpoint", &args.ms, &args.root.root),
+            InputFile::new("base", &args.base, &args.base_root),
+        ],
+        layout: &args.layout,
+        output: &args.output,
+        json: args.json.json,
     };
-    super::write(run, &args.output, args.json.json, context)
+    merging.execute(context).map(|(report, _)| report)
 }
 
 /// `0.75`, or `v=0.5,l=0.75,vl=0.3`.

@@ -63,5 +63,5 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
     };
-    super::write(run, &args.output, args.json.json, context)
+    super::write(run, &args.output, args.json.json, context).map(|(report, _)| report)
 }

@@ -6,6 +6,8 @@ pub mod convert;
 pub mod diff;
 pub mod inspect;
 pub mod interpolate;
+pub mod merge;
+pub mod recipe;
 
 use std::path::Path;
 use std::time::Instant;
@@ -76,8 +78,8 @@ pub fn usage<T>(message: &str) -> Result<T> {
     crate::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit()
 }
 
-/// Runs jobs into the output and reports on them.
-pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
+/// Runs jobs into the output and reports on them; also returns the recipe as it stands in the file.
+pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<(Report, Recipe)> {
     let inputs: Vec<&Checkpoint> = run.checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
     for input in &inputs {
         for (name, reason) in input.skipped() {
@@ -99,7 +101,8 @@ pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Re
         let values = text::count(summary.overflowed, "value");
         context.warn(format!("{values} beyond the dtype's range became infinite"));
     }
-    Ok(Report { stdout: report(&method, &summary, output, started, json)?, success: true })
+    let report = Report { stdout: report(&method, &summary, output, started, json)?, success: true };
+    Ok((report, summary.recipe))
 }
 
 fn report(method: &str, summary: &Summary, output: &OutputArgs, started: Instant, json: bool) -> Result<String> {

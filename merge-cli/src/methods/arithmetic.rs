@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{Add, Div, Mul, Sub};
 
 use formats::layout::Modality;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Method;
@@ -13,20 +14,39 @@ use crate::jobs::{Merge, Role};
 ///
 /// Where the base has experts itself, each vector starts from its own expert of the base, and the
 /// mean of those takes the base's place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Arithmetic {
     pub lambda: Lambda,
     /// Apply the vectors one after another, each from the result so far: θ ← θ + λ(expert − θ).
     /// It is what the published Python code computes, by updating the base in place.
+    #[serde(default)]
     pub sequential: bool,
 }
 
 /// λ for each modality; one for all is the usual case.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(from = "RawLambda")]
 pub struct Lambda {
     pub all: f64,
     /// Exceptions.
     pub by_modality: BTreeMap<Modality, f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawLambda {
+    All(f64),
+    ByModality(BTreeMap<Modality, f64>),
+}
+
+impl From<RawLambda> for Lambda {
+    fn from(raw: RawLambda) -> Lambda {
+        match raw {
+            RawLambda::All(all) => Lambda::one(all),
+            RawLambda::ByModality(by_modality) => Lambda { all: 0.0, by_modality },
+        }
+    }
 }
 
 impl Lambda {
@@ -52,6 +72,28 @@ impl Method for Arithmetic {
             }
         };
         Map::from_iter([("lambda".into(), lambda), ("sequential".into(), json!(self.sequential))])
+    }
+
+    fn check(&self, merge: &Merge) -> Result<(), String> {
+        let given = &self.lambda.by_modality;
+        for role in merge.inputs.iter().map(|input| input.role) {
+            match role {
+                Role::BaseExpert(_) if self.sequential => {
+                    return Err("sequential arithmetic starts from one set of weights, and the base has experts".into());
+                }
+                Role::Expert(modality) if !given.is_empty() && !given.contains_key(&modality) => {
+                    return Err(format!("lambda has no value for its {modality} expert"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let all = self.lambda.by_modality.is_empty().then_some(&self.lambda.all);
+        let unusual = self.lambda.by_modality.values().chain(all).filter(|lambda| !(0.0..=2.0).contains(*lambda));
+        unusual.map(|lambda| format!("λ = {lambda} is far from the usual 0 to 1")).collect()
     }
 
     fn merge_f32(&self, merge: &Merge, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
@@ -131,7 +173,12 @@ mod tests {
 
     fn run(method: &Arithmetic, roles: &[Role], inputs: &[&[f64]]) -> Vec<f64> {
         let inputs_of = roles.iter().map(|&role| Input { checkpoint: 0, tensor: 0, role });
-        let merge = Merge { layer: Some(0), part: formats::layout::Part::Mlp, inputs: inputs_of.collect() };
+        let merge = Merge {
+            name: String::new(),
+            layer: Some(0),
+            part: formats::layout::Part::Mlp,
+            inputs: inputs_of.collect(),
+        };
         let mut out = vec![f64::NAN; inputs[0].len()];
         method.merge_f64(&merge, inputs, &mut out).unwrap();
         out

@@ -1,6 +1,7 @@
 //! Interpolation: a weighted mean of the experts.
 
 use formats::layout::Modality;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Method;
@@ -11,7 +12,8 @@ use crate::jobs::{Merge, Role};
 ///
 /// Computed in the tensors' own precision, product then sum in the order v, l, vl, which is
 /// bit for bit what PyTorch computes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Interpolate {
     pub ratio: f64,
 }
@@ -38,6 +40,13 @@ impl Method for Interpolate {
 
     fn parameters(&self) -> Map<String, Value> {
         Map::from_iter([("ratio".into(), json!(self.ratio))])
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        match self.ratio {
+            0.0..=1.0 => Vec::new(),
+            ratio => vec![format!("ratio {ratio} is outside 0 to 1: this extrapolates")],
+        }
     }
 
     fn merge_f32(&self, merge: &Merge, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
@@ -87,7 +96,7 @@ mod tests {
 
     fn merge(modalities: &[Modality]) -> Merge {
         let inputs = modalities.iter().map(|&m| Input { checkpoint: 0, tensor: 0, role: Role::Expert(m) });
-        Merge { layer: Some(0), part: formats::layout::Part::Mlp, inputs: inputs.collect() }
+        Merge { name: String::new(), layer: Some(0), part: formats::layout::Part::Mlp, inputs: inputs.collect() }
     }
 
     fn run(ratio: f64, modalities: &[Modality], inputs: &[&[f32]]) -> Vec<f32> {

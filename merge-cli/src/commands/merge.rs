@@ -1,0 +1,169 @@
+//! `vlmerge merge`, and what every merging command comes down to: a recipe, carried out.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use formats::{Checkpoint, Error, show_path};
+use merge_cli::ruled::Ruled;
+use merge_cli::{Job, Method, Recipe, Run, Selection, Source, jobs, recipe_file};
+
+use super::{Context, config_json, kept_metadata, layout_for};
+use crate::Report;
+use crate::cli::{JsonArg, LayoutArg, OutputArgs};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vlmerge merge --recipe mine.toml
+  vlmerge merge --recipe mine.toml -o merged.safetensors --force
+  vlmerge recipe merged.safetensors > again.toml && vlmerge merge --recipe again.toml -o again.safetensors
+
+A recipe:
+  method = \"interpolate\"
+  output = \"merged.safetensors\"
+
+  [[input]]
+  role = \"checkpoint\"
+  file = \"ms.ckpt\"            # beside the recipe, unless it is an absolute path
+
+  [parameters]
+  ratio = 0.5
+
+  [[rule]]                      # other parameters for some tensors; of two that match, the later wins
+  layers = \"6-11\"             # 6, 6-11, 6-, or a list: 0, 3, 8-
+  parts = [\"mlp\"]             # attention, mlp, norm1, norm2, other
+  names = \"fc1\"               # a regular expression on the merged tensor's name
+  ratio = 0.3")]
+pub struct Args {
+    /// The recipe, a TOML file.
+    #[arg(long, value_name = "FILE.toml")]
+    pub recipe: PathBuf,
+    /// Where to write [default: the recipe's output].
+    #[arg(long, short, value_name = "OUT")]
+    pub output: Option<PathBuf>,
+    /// Replace the output if it exists.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub layout: LayoutArg,
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Report> {
+    let text = std::fs::read_to_string(&args.recipe).map_err(|e| Error::io(&args.recipe, "read", e))?;
+    let file = recipe_file::read(&text, &args.recipe)?;
+    let folder = args.recipe.parent().unwrap_or(Path::new(""));
+    let output = match (&args.output, &file.output) {
+        (Some(output), _) => output.clone(),
+        (None, Some(output)) => folder.join(output),
+        (None, None) => bail!("{}: it names no output: give one with -o OUT", show_path(&args.recipe)),
+    };
+    let inputs = file.recipe.inputs.iter().map(|input| InputFile {
+        role: input.role.clone(),
+        path: folder.join(&input.name),
+        // What was found by itself once is found again; only a root that was chosen must be said.
+        root: Some(input.root.clone()).filter(|root| !["", ".", "top level"].contains(&root.as_str())),
+    });
+    let wanted = file.recipe.inputs.clone();
+    let layout = LayoutArg { layout: args.layout.layout.clone().or(file.layout) };
+    let task = Merging {
+        recipe: file.recipe.clone(),
+        inputs: inputs.collect(),
+        layout: &layout,
+        output: &OutputArgs { output, force: args.force },
+        json: args.json.json,
+    };
+    let (report, made) = task.execute(context).with_context(|| show_path(&args.recipe))?;
+    for (wanted, found) in wanted.iter().zip(&made.inputs) {
+        if !wanted.content_digest.is_empty() && wanted.content_digest != found.content_digest {
+            context.warn(format!(
+                "{} holds other tensors than when the recipe was made",
+                formats::show_name(&wanted.name)
+            ));
+        }
+    }
+    Ok(report)
+}
+
+/// A file that goes into a merge.
+pub struct InputFile {
+    pub role: String,
+    pub path: PathBuf,
+    pub root: Option<String>,
+}
+
+impl InputFile {
+    pub fn new(role: &str, path: &Path, root: &Option<String>) -> InputFile {
+        InputFile { role: role.into(), path: path.into(), root: root.clone() }
+    }
+}
+
+/// A merge to be carried out.
+pub struct Merging<'a> {
+    /// Method, parameters and rules; the inputs are filled in.
+    pub recipe: Recipe,
+    /// In the order the method wants: the checkpoint, then its base.
+    pub inputs: Vec<InputFile>,
+    pub layout: &'a LayoutArg,
+    pub output: &'a OutputArgs,
+    pub json: bool,
+}
+
+impl Merging<'_> {
+    /// Carries the merge out; also returns the recipe as it stands in the result.
+    pub fn execute(self, context: &Context) -> Result<(Report, Recipe)> {
+        let recipe = self.recipe;
+        let roles = roles(&recipe.method)?;
+        let given: Vec<&str> = self.inputs.iter().map(|input| input.role.as_str()).collect();
+        if given != roles {
+            bail!(
+                "{} needs the inputs {}, in this order, and has {}",
+                recipe.method,
+                roles.join(", "),
+                given.join(", ")
+            );
+        }
+        let open = |input: &InputFile| formats::open_root(&input.path, input.root.as_deref());
+        let checkpoints = self.inputs.iter().map(open).collect::<Result<Vec<Checkpoint>, _>>()?;
+        let first = checkpoints.first().context("there is no input")?;
+        let layout = layout_for(self.layout, first)?;
+        let selection = Selection::from_parameters(&recipe.parameters).map_err(|reason| anyhow!(reason))?;
+        let mut jobs = jobs::merge_experts(first, &layout, selection)?;
+        if let Some(base) = checkpoints.get(1) {
+            jobs::add_base(&mut jobs, &layout, base, 1)?;
+        }
+        let method =
+            Ruled::new(&recipe.method, &recipe.parameters, &recipe.rules, &jobs).map_err(|reason| anyhow!(reason))?;
+        check(&method, &jobs, first)?;
+        method.warnings().iter().for_each(|warning| context.warn(warning));
+        let run = Run {
+            config: config_json(first, &layout, true),
+            metadata: kept_metadata(first),
+            checkpoints: roles.iter().copied().zip(&checkpoints).collect(),
+            jobs,
+            method: Some(&method),
+            recipe,
+            threads: context.threads,
+        };
+        super::write(run, self.output, self.json, context)
+    }
+}
+
+/// The inputs of a method, by role.
+fn roles(method: &str) -> Result<&'static [&'static str]> {
+    match method {
+        "interpolate" => Ok(&["checkpoint"]),
+        "arithmetic" => Ok(&["checkpoint", "base"]),
+        other => bail!("a recipe can't be run with the method {other}"),
+    }
+}
+
+fn check(method: &dyn Method, jobs: &[Job], first: &Checkpoint) -> Result<()> {
+    for job in jobs {
+        if let Source::Merge(merge) = &job.source {
+            method.check(merge).map_err(|reason| Error::tensor(first.path(), &merge.name, reason))?;
+        }
+    }
+    Ok(())
+}
