@@ -113,7 +113,7 @@ pub struct Merging<'a> {
 impl Merging<'_> {
     /// Carries the merge out; also returns the recipe as it stands in the result.
     pub fn execute(self, context: &Context) -> Result<(Report, Recipe)> {
-        let recipe = self.recipe;
+        let mut recipe = self.recipe;
         let roles = roles(&recipe.method)?;
         let given: Vec<&str> = self.inputs.iter().map(|input| input.role.as_str()).collect();
         if given != roles {
@@ -136,6 +136,9 @@ impl Merging<'_> {
         let method =
             Ruled::new(&recipe.method, &recipe.parameters, &recipe.rules, &jobs).map_err(|reason| anyhow!(reason))?;
         check(&method, &jobs, first)?;
+        // One spelling and order, however they were given.
+        recipe.parameters = method.parameters();
+        recipe.parameters.extend(selection.parameters());
         method.warnings().iter().for_each(|warning| context.warn(warning));
         let run = Run {
             config: config_json(first, &layout, true),

@@ -67,9 +67,7 @@ impl Method for Arithmetic {
     fn parameters(&self) -> Map<String, Value> {
         let lambda = match self.lambda.by_modality.is_empty() {
             true => json!(self.lambda.all),
-            false => {
-                json!(Modality::ALL.map(|m| (m.to_string(), self.lambda.of(m))).into_iter().collect::<BTreeMap<_, _>>())
-            }
+            false => json!(self.lambda.by_modality),
         };
         Map::from_iter([("lambda".into(), lambda), ("sequential".into(), json!(self.sequential))])
     }
