@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused: not found, permission, disk full, …
-    #[error("{}: cannot {action}: {}", show_path(path), io_reason(source))]
-    Io { path: PathBuf, action: &'static str, source: std::io::Error },
+    #[error("{}: cannot {action}: {}", show_path(path), io_reason(error))]
+    Io { path: PathBuf, action: &'static str, error: std::io::Error },
     /// The file as a whole is not what it should be.
     #[error("{}: {reason}", show_path(path))]
     File { path: PathBuf, reason: String },
@@ -20,8 +20,9 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub fn io(path: impl Into<PathBuf>, action: &'static str, source: std::io::Error) -> Error {
-        Error::Io { path: path.into(), action, source }
+    pub fn io(path: impl Into<PathBuf>, action: &'static str, error: std::io::Error) -> Error {
+        // Not called `source`: the message has it, and a chain of causes would show it twice.
+        Error::Io { path: path.into(), action, error }
     }
 
     pub fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Error {

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use formats::write::PIECE;
-use formats::{Checkpoint, Result, TensorInfo, parallel};
+use formats::{Checkpoint, Dtype, Result, TensorInfo, parallel};
 use serde::Serialize;
 
 /// What comparing one name found.
@@ -123,6 +123,10 @@ fn compare(a: &Checkpoint, index: usize, b: &Checkpoint, buffers: &mut Buffers) 
         if left.dtype == right.dtype && bytes_a == bytes_b {
             continue;
         }
+        if left.dtype == right.dtype && matches!(left.dtype, Dtype::I64 | Dtype::U64) {
+            values.take_integers(bytes_a, bytes_b, left.dtype == Dtype::I64);
+            continue;
+        }
         let [values_a, values_b] = &mut buffers.values;
         let decoded =
             formats::decode_f64(bytes_a, left.dtype, values_a) && formats::decode_f64(bytes_b, right.dtype, values_b);
@@ -146,16 +150,31 @@ fn describe(info: &TensorInfo) -> String {
 impl Values {
     fn take(&mut self, a: &[f64], b: &[f64]) {
         for (&x, &y) in a.iter().zip(b) {
-            if x == y || (x.is_nan() && y.is_nan()) {
-                continue;
+            if x != y && !(x.is_nan() && y.is_nan()) {
+                self.differ(x, y, (x - y).abs());
             }
-            self.differing += 1;
-            let apart = (x - y).abs();
-            let (abs, rel) =
-                if apart.is_finite() { (apart, apart / x.abs().max(y.abs())) } else { (f64::INFINITY, f64::INFINITY) };
-            self.max_abs = self.max_abs.max(abs);
-            self.max_rel = self.max_rel.max(rel);
         }
+    }
+
+    /// As [`Values::take`], for 64-bit integers: beyond 2^53 neighbours are one f64.
+    fn take_integers(&mut self, a: &[u8], b: &[u8], signed: bool) {
+        let value = |&bytes: &[u8; 8]| match signed {
+            true => i128::from(i64::from_le_bytes(bytes)),
+            false => i128::from(u64::from_le_bytes(bytes)),
+        };
+        for (x, y) in a.as_chunks().0.iter().map(value).zip(b.as_chunks().0.iter().map(value)) {
+            if x != y {
+                self.differ(x as f64, y as f64, x.abs_diff(y) as f64);
+            }
+        }
+    }
+
+    fn differ(&mut self, x: f64, y: f64, apart: f64) {
+        self.differing += 1;
+        let (abs, rel) =
+            if apart.is_finite() { (apart, apart / x.abs().max(y.abs())) } else { (f64::INFINITY, f64::INFINITY) };
+        self.max_abs = self.max_abs.max(abs);
+        self.max_rel = self.max_rel.max(rel);
     }
 }
 
@@ -181,6 +200,20 @@ mod tests {
     fn the_largest_difference_counts() {
         let v = values(&[1.0, 2.0, 10.0], &[1.0, 1.0, 10.5]);
         assert_eq!((v.max_abs, v.max_rel, v.differing), (1.0, 0.5, 2));
+    }
+
+    #[test]
+    fn large_integers_are_compared_exactly() {
+        let bytes = |n: i64| n.to_le_bytes();
+        let mut v = values(&[], &[]);
+        v.take_integers(&bytes(1 << 53), &bytes(1 << 53), true);
+        assert_eq!(v.differing, 0);
+        v.take_integers(&bytes(1 << 53), &bytes((1 << 53) + 1), true);
+        assert_eq!((v.differing, v.max_abs), (1, 1.0));
+        v.take_integers(&bytes(-1), &bytes(1), true);
+        assert_eq!((v.differing, v.max_abs, v.max_rel), (2, 2.0, 2.0));
+        v.take_integers(&bytes(-1), &bytes(0), false);
+        assert_eq!((v.differing, v.max_abs), (3, u64::MAX as f64));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod progress;
+mod signals;
 mod text;
 
 use std::io::Write;
@@ -20,14 +21,7 @@ pub struct Report {
 
 fn main() -> ExitCode {
     let args = Cli::parse();
-    // A merge that is interrupted leaves no temporary file behind.
-    let handler = ctrlc::set_handler(|| {
-        formats::write::remove_unfinished();
-        std::process::exit(130);
-    });
-    if let Err(e) = handler {
-        eprintln!("vlmerge: Ctrl-C may leave a temporary file behind: {e}");
-    }
+    signals::prepare();
     let context = commands::Context { quiet: args.quiet, threads: args.threads.map_or_else(all_cores, usize::from) };
     let report = match args.command {
         Command::Inspect(args) => commands::inspect::run(&args, &context),
@@ -45,7 +39,7 @@ fn main() -> ExitCode {
             let mut stdout = std::io::stdout().lock();
             match stdout.write_all(report.stdout.as_bytes()).and_then(|()| stdout.flush()) {
                 Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-                    eprintln!("vlmerge: cannot print: {e}");
+                    say(format_args!("cannot print: {e}"));
                     ExitCode::FAILURE
                 }
                 _ if report.success => ExitCode::SUCCESS,
@@ -53,10 +47,15 @@ fn main() -> ExitCode {
             }
         }
         Err(e) => {
-            eprintln!("vlmerge: {e:#}");
+            say(format_args!("{e:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// One line on stderr. If nobody is left to read it, it is lost: `eprintln!` would panic.
+fn say(message: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "vlmerge: {message}");
 }
 
 fn all_cores() -> usize {

@@ -71,11 +71,20 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     out
 }
 
-/// Wraps words to `width` columns, lines after the first indented by `indent`.
+/// At most `width` columns of a text, the last one `…` where more was cut.
+pub fn cut(text: &str, width: usize) -> String {
+    match text.char_indices().nth(width.saturating_sub(1)) {
+        Some((at, last)) if at + last.len_utf8() < text.len() => format!("{}…", &text[..at]),
+        _ => text.to_string(),
+    }
+}
+
+/// Wraps words to `width` columns, lines after the first indented by `indent`. A word longer than a line is cut.
 pub fn wrap(words: impl IntoIterator<Item = String>, indent: usize, width: usize) -> String {
     let mut out = String::new();
     let mut column = indent;
     for word in words {
+        let word = cut(&word, width.saturating_sub(indent).max(1));
         let length = word.chars().count();
         if column > indent {
             if column + 1 + length > width {
@@ -118,5 +127,13 @@ mod tests {
     fn long_lists_wrap() {
         let words = ["aaa", "bbb", "ccc"].map(String::from);
         assert_eq!(wrap(words, 2, 10), "aaa bbb\n  ccc");
+    }
+
+    #[test]
+    fn long_words_are_cut() {
+        assert_eq!(cut("abcd", 4), "abcd");
+        assert_eq!(cut("äbcde", 4), "äbc…");
+        assert_eq!(cut("", 4), "");
+        assert_eq!(wrap(["a".into(), "b".repeat(20)], 2, 10), "a\n  bbbbbbb…");
     }
 }

@@ -8,6 +8,7 @@ mod safetensors;
 mod torch_zip;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -115,9 +116,7 @@ impl Writer {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let (file, temporary) =
-            builder.tempfile_in(folder_of(path)).map_err(|e| Error::io(path, "write", e))?.into_parts();
-        let temporary = Temporary::new(temporary);
+        let (file, temporary) = Temporary::create(&builder, path)?;
         let mut tensors = tensors;
         let sink = match container {
             Container::Safetensors => Sink::Safetensors(safetensors::Sink::create(path, file, &mut tensors, metadata)?),
@@ -215,27 +214,30 @@ impl Writer {
 struct Temporary(Option<TempPath>);
 
 impl Temporary {
-    fn new(path: TempPath) -> Temporary {
-        unfinished().push(path.to_path_buf());
-        Temporary(Some(path))
+    /// A file beside `target`.
+    fn create(builder: &tempfile::Builder, target: &Path) -> Result<(File, Temporary)> {
+        // Listed and made under one lock, here and below: an interrupt must not come in between.
+        let mut unfinished = unfinished();
+        let file = builder.tempfile_in(folder_of(target)).map_err(|e| Error::io(target, "write", e))?;
+        let (file, path) = file.into_parts();
+        unfinished.push(path.to_path_buf());
+        Ok((file, Temporary(Some(path))))
     }
 
     fn persist(mut self, target: &Path) -> Result<()> {
-        match self.0.take() {
-            Some(path) => {
-                forget(&path);
-                path.persist(target).map_err(|e| Error::io(target, "write", e.error))
-            }
-            None => Ok(()),
-        }
+        let Some(path) = self.0.take() else { return Ok(()) };
+        let mut unfinished = unfinished();
+        unfinished.retain(|listed| *listed != *path);
+        path.persist(target).map_err(|e| Error::io(target, "write", e.error))
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            forget(path);
-        }
+        let Some(path) = self.0.take() else { return };
+        let mut unfinished = unfinished();
+        unfinished.retain(|listed| *listed != *path);
+        drop(path);
     }
 }
 
@@ -289,14 +291,13 @@ fn unfinished() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn forget(temporary: &Path) {
-    unfinished().retain(|path| path != temporary);
-}
-
 /// Deletes the temporary files of writers that haven't finished: for a program that is about to
-/// end without dropping them, as on Ctrl-C.
+/// end without dropping them, as on Ctrl-C. From here on no writer can start or finish a file.
 pub fn remove_unfinished() {
-    for path in unfinished().drain(..) {
+    let mut unfinished = unfinished();
+    for path in unfinished.drain(..) {
         let _ = std::fs::remove_file(path);
     }
+    // Never unlocked: a file that another thread makes now would stay.
+    std::mem::forget(unfinished);
 }

@@ -1,7 +1,8 @@
 //! PyTorch's zip container: one stored entry a tensor, then the pickle that names them.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use zip::write::{FullFileOptions, SimpleFileOptions, ZipWriter};
@@ -19,7 +20,7 @@ const ALIGNMENT: u16 = 64;
 
 pub(super) struct Sink {
     path: PathBuf,
-    zip: ZipWriter<File>,
+    zip: ZipWriter<Target>,
 }
 
 impl std::fmt::Debug for Sink {
@@ -30,7 +31,7 @@ impl std::fmt::Debug for Sink {
 
 impl Sink {
     pub(super) fn create(path: &Path, file: File) -> Sink {
-        Sink { path: path.to_owned(), zip: ZipWriter::new(file) }
+        Sink { path: path.to_owned(), zip: ZipWriter::new(Target::new(file)) }
     }
 
     /// Appends bytes to a tensor's entry, which `first` opens.
@@ -49,7 +50,8 @@ impl Sink {
             self.append(bytes)?;
         }
         let Sink { path, zip } = self;
-        zip.finish().map_err(|e| fault(&path, e)).map(drop)
+        let target = zip.finish().map_err(|e| fault(&path, e))?;
+        target.check().map_err(|e| Error::io(&path, "write", e))
     }
 
     fn start(&mut self, name: &str, size: u64) -> Result<()> {
@@ -63,7 +65,68 @@ impl Sink {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.zip.write_all(bytes).map_err(|e| Error::io(&self.path, "write", e))
+        self.zip
+            .write_all(bytes)
+            .and_then(|()| self.zip.get_ref().map_or(Ok(()), Target::check))
+            .map_err(|e| Error::io(&self.path, "write", e))
+    }
+}
+
+/// The file under a [`ZipWriter`], which never hears of a failed write: it would try to finish the archive
+/// when it is dropped, and say on stderr by itself that it can't. The failure is kept for [`Target::check`];
+/// from then on nothing is written.
+struct Target {
+    file: File,
+    position: u64,
+    end: u64,
+    failed: bool,
+    fault: Cell<Option<io::Error>>,
+}
+
+impl Target {
+    fn new(file: File) -> Target {
+        Target { file, position: 0, end: 0, failed: false, fault: Cell::new(None) }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.fault.take().map_or(Ok(()), Err)
+    }
+
+    fn attempt(&mut self, action: impl FnOnce(&mut File) -> io::Result<()>) {
+        if self.failed {
+            return;
+        }
+        if let Err(e) = action(&mut self.file) {
+            self.failed = true;
+            self.fault.set(Some(e));
+        }
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.attempt(|file| file.write_all(bytes));
+        self.position += bytes.len() as u64;
+        self.end = self.end.max(self.position);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Target {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        let at = SeekFrom::Start(self.position);
+        self.attempt(|file| file.seek(at).map(drop));
+        Ok(self.position)
     }
 }
 

@@ -73,13 +73,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
 fn render(args: &Args, differences: &[Difference], compared: usize, beyond: usize) -> String {
     const SHOWN: usize = 20;
     let shown = if args.all { differences.len() } else { SHOWN };
-    let mut rows = Vec::new();
+    let mut rows = vec![["tensor", "difference", "max abs", "max rel", "differing"].map(String::from).to_vec()];
     for found in differences.iter().take(shown) {
-        let (what, detail) = describe(&found.kind);
-        let mark = if found.is_beyond(args.tolerance) { "" } else { "(within tolerance)" };
-        rows.push(vec![show_name(&found.name), what, format!("{detail} {mark}").trim_end().to_string()]);
+        let mut row = vec![show_name(&found.name)];
+        row.extend(describe(&found.kind));
+        if !found.is_beyond(args.tolerance) {
+            row.push("(within tolerance)".into());
+        }
+        rows.push(row);
     }
-    let mut out = text::table(&rows, &[]);
+    let mut out = if differences.is_empty() { String::new() } else { text::table(&rows, &[2, 3, 4]) };
     if differences.len() > shown {
         out.push_str(&format!("  … and {} more (--all lists them)\n", differences.len() - shown));
     }
@@ -96,23 +99,20 @@ fn render(args: &Args, differences: &[Difference], compared: usize, beyond: usiz
     out
 }
 
-fn describe(kind: &Kind) -> (String, String) {
+/// The cells of a row after the tensor's name.
+fn describe(kind: &Kind) -> Vec<String> {
     match kind {
-        Kind::OnlyInA => ("only in A".into(), String::new()),
-        Kind::OnlyInB => ("only in B".into(), String::new()),
-        Kind::Shape { a, b } => ("shape".into(), format!("{} | {}", text::shape(a), text::shape(b))),
-        Kind::Bytes { a, b } => ("bytes".into(), format!("{a} | {b}")),
+        Kind::OnlyInA => vec!["only in A".into()],
+        Kind::OnlyInB => vec!["only in B".into()],
+        Kind::Shape { a, b } => vec![format!("shape {} | {}", text::shape(a), text::shape(b))],
+        Kind::Bytes { a, b } => vec![format!("bytes of {a} | {b}")],
         Kind::Values(values) => {
-            let dtypes = match (&values.dtype_a, &values.dtype_b) {
-                (a, b) if a == b => String::new(),
-                (a, b) => format!("{a} | {b}, "),
+            let what = match (&values.dtype_a, &values.dtype_b) {
+                (a, b) if a == b => "values".to_string(),
+                (a, b) => format!("{a} | {b}"),
             };
-            let share =
-                format!("{} of {} elements", text::thousands(values.differing), text::thousands(values.elements));
-            (
-                "values".into(),
-                format!("{dtypes}max abs {:.3e}, max rel {:.3e}, {share}", values.max_abs, values.max_rel),
-            )
+            let share = format!("{} of {}", text::thousands(values.differing), text::thousands(values.elements));
+            vec![what, format!("{:.3e}", values.max_abs), format!("{:.3e}", values.max_rel), share]
         }
     }
 }

@@ -302,10 +302,11 @@ impl View<'_> {
         let mut dtypes: BTreeMap<&str, usize> = BTreeMap::new();
         checkpoint.tensors().iter().for_each(|info| *dtypes.entry(info.dtype.name()).or_default() += 1);
         let dtypes: Vec<String> = dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
-        rows.push(row(
-            "tensors",
-            format!("{} ({})", text::thousands(checkpoint.tensors().len() as u64), dtypes.join(", ")),
-        ));
+        let dtypes = if dtypes.is_empty() { String::new() } else { format!("({})", dtypes.join(",\n")) };
+        // A count stays on the line of its dtype.
+        let words = std::iter::once(text::thousands(checkpoint.tensors().len() as u64));
+        let words = words.chain(dtypes.lines().map(String::from));
+        rows.push(row("tensors", text::wrap(words, 12, 100)));
         let bytes = checkpoint.tensors().iter().map(|info| info.bytes() as u64).sum();
         rows.push(row("elements", format!("{}, {}", text::thousands(self.elements()), text::bytes(bytes))));
         let training = &self.training;
@@ -354,7 +355,7 @@ impl View<'_> {
         const SHOWN: usize = 40;
         for ((_, name), (count, elements)) in parts.iter().take(SHOWN) {
             let share = format!("{:.1}%", 100.0 * *elements as f64 / total);
-            rows.push(vec![name.clone(), text::thousands(*count), text::thousands(*elements), share]);
+            rows.push(vec![text::cut(name, 60), text::thousands(*count), text::thousands(*elements), share]);
         }
         out.push('\n');
         out.push_str(&text::table(&rows, &[1, 2, 3]));
@@ -415,20 +416,30 @@ impl View<'_> {
     }
 
     fn how_made(&self, out: &mut String) {
-        let Some(recipe) = &self.recipe else { return };
-        out.push_str(&format!("\nmade by {} {}\n", show_name(&recipe.tool), show_name(&recipe.version)));
-        let mut rows = vec![vec!["method".to_string(), show_name(&recipe.method)]];
-        for (name, value) in &recipe.parameters {
-            rows.push(vec![show_name(name), show_name(&value.to_string())]);
+        let mut next = self.recipe.clone();
+        let mut heading = "made by";
+        while let Some(recipe) = next {
+            out.push_str(&format!("\n{heading} {} {}\n", show_name(&recipe.tool), show_name(&recipe.version)));
+            let mut rows = vec![vec!["method".to_string(), show_name(&recipe.method)]];
+            // Of a converted file, the recipe of what was converted.
+            let of = recipe.parameters.get("of").and_then(|of| serde_json::from_value(of.clone()).ok());
+            for (name, value) in recipe.parameters.iter().filter(|(name, _)| of.is_none() || *name != "of") {
+                if !value.is_null() {
+                    rows.push(vec![show_name(name), show_name(&value.to_string())]);
+                }
+            }
+            for input in &recipe.inputs {
+                let digest: String = input.content_digest.chars().take(16).collect();
+                let digest = format!("(content digest {}…)", show_name(&digest));
+                rows.push(vec![show_name(&input.role), format!("{} {digest}", show_name(&input.name))]);
+            }
+            let indent = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0) + 4;
+            for row in &mut rows {
+                row[1] = text::wrap(row[1].split(' ').map(String::from), indent, 100);
+            }
+            out.push_str(&text::table(&rows, &[]));
+            (next, heading) = (of, "from a file made by");
         }
-        for input in &recipe.inputs {
-            let digest: String = input.content_digest.chars().take(16).collect();
-            rows.push(vec![
-                show_name(&input.role),
-                format!("{} (content digest {}…)", show_name(&input.name), show_name(&digest)),
-            ]);
-        }
-        out.push_str(&text::table(&rows, &[]));
     }
 
     fn classes(&self, out: &mut String) {

@@ -32,7 +32,7 @@ impl Context {
     /// One line on stderr that is no error.
     pub fn warn(&self, message: impl std::fmt::Display) {
         if !self.quiet {
-            eprintln!("vlmerge: warning: {message}");
+            crate::say(format_args!("warning: {message}"));
         }
     }
 }
