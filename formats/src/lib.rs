@@ -19,6 +19,7 @@ mod dtype;
 mod error;
 pub mod layout;
 pub mod pickle;
+pub mod position;
 mod read;
 mod tensor;
 pub mod write;
