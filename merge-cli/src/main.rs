@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args, &context),
         Command::Interpolate(args) => commands::interpolate::run(&args, &context),
         Command::Arithmetic(args) => commands::arithmetic::run(&args, &context),
+        Command::Init(args) => commands::init::run(&args, &context),
+        Command::Resize(args) => commands::resize::run(&args, &context),
         Command::Diff(args) => commands::diff::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };

@@ -423,6 +423,11 @@ impl Layout {
         self.positions.iter().find(|(pattern, _)| pattern.matches(name)).map(|&(_, table)| table)
     }
 
+    /// The layer that a position table belongs to; `None` for one that stands outside the layers, and for other tensors.
+    pub fn position_layer(&self, name: &str) -> Option<usize> {
+        self.positions.iter().find_map(|(pattern, _)| pattern.read(name))?.layer()
+    }
+
     /// Whether, and how, a tensor follows from the configuration.
     pub fn buffer(&self, name: &str) -> Option<Buffer> {
         if self.image_buffers.iter().any(|pattern| pattern.matches(name)) {

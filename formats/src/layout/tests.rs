@@ -175,6 +175,8 @@ fn positions_and_buffers() {
         layout("beit").position_table("blocks.3.attn.relative_position_bias_table"),
         Some(PositionTable::Relative { per_layer: false, text: false })
     );
+    assert_eq!(layout("beit").position_layer("blocks.3.attn.relative_position_bias_table"), Some(3));
+    assert_eq!(layout("beit").position_layer("rel_pos_bias.relative_position_bias_table"), None);
     assert_eq!(layout("beit").position_table("pos_embed"), Some(PositionTable::Absolute { lead: 1 }));
 }
 

@@ -7,11 +7,11 @@ use anyhow::{Result, bail};
 use formats::layout::Modality;
 use formats::show_path;
 use merge_cli::methods::{Arithmetic, Lambda, Method};
-use merge_cli::{Recipe, Role, Run, jobs};
+use merge_cli::{Emit, Recipe, Role, Run, jobs};
 
 use super::{Context, config_json, kept_metadata, layout_for, selection};
 use crate::Report;
-use crate::cli::{ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
+use crate::cli::{EmitArgs, ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -40,6 +40,8 @@ pub struct Args {
     #[command(flatten)]
     pub experts: ExpertsArgs,
     #[command(flatten)]
+    pub emit: EmitArgs,
+    #[command(flatten)]
     pub output: OutputArgs,
     #[command(flatten)]
     pub root: RootArg,
@@ -51,6 +53,7 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let selection = selection(&args.experts)?;
+    let emit = args.emit.emit;
     let checkpoint = formats::open_root(&args.ms, args.root.root.as_deref())?;
     let base = formats::open_root(&args.base, args.base_root.as_deref())?;
     let layout = layout_for(&args.layout, &checkpoint)?;
@@ -74,11 +77,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let method = Arithmetic { lambda: args.lambda.clone(), sequential: args.sequential };
     let mut parameters = method.parameters();
     parameters.extend(selection.parameters());
+    parameters.extend(emit.parameters());
     let run = Run {
-        jobs,
+        jobs: emit.apply(jobs, &checkpoint, &layout)?,
         method: Some(&method),
         recipe: Recipe::new(method.name(), parameters),
-        config: config_json(&checkpoint, &layout, true),
+        config: config_json(&checkpoint, &layout, emit == Emit::Merged),
         metadata: kept_metadata(&checkpoint),
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint), ("base", &base)],

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use merge_cli::methods::{Interpolate, Method};
-use merge_cli::{Recipe, Run, jobs};
+use merge_cli::{Emit, Recipe, Run, jobs};
 
 use super::{Context, config_json, kept_metadata, layout_for, selection};
 use crate::Report;
-use crate::cli::{ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
+use crate::cli::{EmitArgs, ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -27,6 +27,8 @@ pub struct Args {
     #[command(flatten)]
     pub experts: ExpertsArgs,
     #[command(flatten)]
+    pub emit: EmitArgs,
+    #[command(flatten)]
     pub output: OutputArgs,
     #[command(flatten)]
     pub root: RootArg,
@@ -38,6 +40,7 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let selection = selection(&args.experts)?;
+    let emit = args.emit.emit;
     let checkpoint = formats::open_root(&args.ms, args.root.root.as_deref())?;
     let layout = layout_for(&args.layout, &checkpoint)?;
     let jobs = jobs::merge_experts(&checkpoint, &layout, selection)?;
@@ -47,11 +50,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let method = Interpolate { ratio: args.ratio };
     let mut parameters = method.parameters();
     parameters.extend(selection.parameters());
+    parameters.extend(emit.parameters());
     let run = Run {
-        jobs,
+        jobs: emit.apply(jobs, &checkpoint, &layout)?,
         method: Some(&method),
         recipe: Recipe::new(method.name(), parameters),
-        config: config_json(&checkpoint, &layout, true),
+        config: config_json(&checkpoint, &layout, emit == Emit::Merged),
         metadata: kept_metadata(&checkpoint),
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
