@@ -20,6 +20,7 @@ mod error;
 pub mod layout;
 pub mod parallel;
 pub mod pickle;
+pub mod position;
 mod read;
 mod tensor;
 pub mod write;

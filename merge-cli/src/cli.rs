@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use merge_cli::Task;
+use merge_cli::{Emit, Task};
 
-use crate::commands::{arithmetic, convert, diff, inspect, interpolate, merge, recipe};
+use crate::commands::{arithmetic, convert, diff, init, inspect, interpolate, merge, recipe, resize};
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.
 #[derive(Debug, Parser)]
@@ -45,6 +45,10 @@ pub enum Command {
     Merge(merge::Args),
     /// Print the recipe a file was made with, ready to run again.
     Recipe(recipe::Args),
+    /// Make a vision-language checkpoint of a BEiT: names, experts, position table.
+    Init(init::Args),
+    /// Fit a checkpoint to images of another size: its position tables, bicubic.
+    Resize(resize::Args),
     /// Compare two checkpoints tensor by tensor.
     Diff(diff::Args),
     /// Print a shell's completion script.
@@ -71,6 +75,13 @@ pub enum ExpertsChoice {
 }
 
 #[derive(Debug, Args)]
+pub struct EmitArgs {
+    /// Names of the merged tensors: one set, or every expert's name, for code that expects experts.
+    #[arg(long, value_name = "NAMES", default_value = "merged")]
+    pub emit: Emit,
+}
+
+#[derive(Debug, Args)]
 pub struct OutputArgs {
     /// Where to write: .safetensors, or .ckpt, .pth, .pt, .bin for a PyTorch file.
     #[arg(long, short, value_name = "OUT")]
@@ -89,7 +100,7 @@ pub struct RootArg {
 
 #[derive(Debug, Args)]
 pub struct LayoutArg {
-    /// What the names mean: a built-in layout (vl-merging, vlmo, beit3) or a TOML file [default: found].
+    /// What the names mean: a built-in layout (vl-merging, vlmo, beit3, beit) or a TOML file [default: found].
     #[arg(long, value_name = "NAME|FILE")]
     pub layout: Option<String>,
 }

@@ -1,9 +1,12 @@
 //! What each tensor of a result is made of.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use formats::layout::{Experts, Layout, Modality, Part, group};
+use formats::layout::{Experts, Layout, Modality, Part, Slot, group};
 use formats::{Checkpoint, Dtype, Error, Result, TensorInfo, show_name};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use crate::selection::Selection;
 
@@ -21,15 +24,72 @@ pub enum Source {
     Copy { checkpoint: usize, tensor: usize },
     /// Computed by the method.
     Merge(Merge),
+    /// Known before the run: the elements in the job's dtype, row-major and little-endian. For tables, which are small.
+    Computed(Vec<u8>),
 }
 
 impl Source {
-    /// What a merge is computed from; nothing for a copy.
+    /// What a merge is computed from; nothing for the others.
     pub fn inputs(&self) -> &[Input] {
         match self {
-            Source::Copy { .. } => &[],
+            Source::Copy { .. } | Source::Computed(_) => &[],
             Source::Merge(merge) => &merge.inputs,
         }
+    }
+}
+
+/// The names that merged tensors get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Emit {
+    /// Each its own, as in a model with one set of weights.
+    #[default]
+    Merged,
+    /// Those of all the experts it was merged for, so that code that expects experts loads the result.
+    Multiway,
+}
+
+impl Emit {
+    /// From a recipe's parameters.
+    pub fn from_parameters(parameters: &Map<String, Value>) -> Result<Emit, String> {
+        match parameters.get("emit").map(|value| value.as_str()) {
+            None | Some(Some("merged")) => Ok(Emit::Merged),
+            Some(Some("multiway")) => Ok(Emit::Multiway),
+            Some(_) => Err("emit is \"merged\" or \"multiway\"".into()),
+        }
+    }
+
+    /// As it stands in recipes.
+    pub fn parameters(self) -> Map<String, Value> {
+        match self {
+            Emit::Merged => Map::new(),
+            Emit::Multiway => Map::from_iter([("emit".into(), json!(self))]),
+        }
+    }
+
+    /// Gives merged tensors their names. Comes last: until then a merge's name is its slot's.
+    ///
+    /// With [`Emit::Multiway`] every merge becomes one for each expert `checkpoint` has of its slot, and the
+    /// result has exactly the checkpoint's names, in its order.
+    pub fn apply(self, jobs: Vec<Job>, checkpoint: &Checkpoint, layout: &Layout) -> Result<Vec<Job>> {
+        if self == Emit::Merged {
+            return Ok(jobs);
+        }
+        let experts = group(layout, checkpoint.tensors(), checkpoint.path())?;
+        let slots: HashMap<&str, &Slot> = experts.slots.iter().map(|slot| (slot.slot.as_str(), slot)).collect();
+        let mut named = Vec::new();
+        for job in jobs {
+            match slots.get(job.info.name.as_str()) {
+                Some(slot) => named.extend(slot.experts.iter().map(|&(_, tensor)| {
+                    let mut job = job.clone();
+                    job.info.name.clone_from(&checkpoint.tensors()[tensor].name);
+                    job
+                })),
+                None => named.push(job),
+            }
+        }
+        named.sort_by_key(|job| checkpoint.position(&job.info.name).unwrap_or(usize::MAX));
+        Ok(named)
     }
 }
 
@@ -77,7 +137,7 @@ pub fn merge_experts(checkpoint: &Checkpoint, layout: &Layout, selection: Select
     let path = checkpoint.path();
     let experts = group(layout, tensors, path)?;
     if experts.is_empty() {
-        return Err(Error::file(path, "no experts found: this is already modality-agnostic"));
+        return Err(Error::file(path, no_experts(layout, tensors)));
     }
     experts.check_shapes(tensors, path)?;
     let vl_start = experts.vl_start();
@@ -188,6 +248,18 @@ fn one_dtype(tensors: &[TensorInfo], inputs: &[Input], path: &Path) -> Result<Dt
         }
     }
     Ok(first.dtype)
+}
+
+fn no_experts(layout: &Layout, tensors: &[TensorInfo]) -> String {
+    let is_merged = |info: &TensorInfo| layout.parse_slot(&info.name).is_some();
+    match tensors.first() {
+        Some(_) if !layout.has_experts() => format!("layout '{}' has no experts to merge", show_name(layout.name())),
+        Some(first) if !tensors.iter().any(is_merged) => {
+            let (name, layout) = (show_name(&first.name), show_name(layout.name()));
+            format!("its names, such as '{name}', are none that layout '{layout}' knows")
+        }
+        _ => "no experts found: this is already modality-agnostic".into(),
+    }
 }
 
 fn missing_reason(missing: &[String], experts: &Experts) -> String {

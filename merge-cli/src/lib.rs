@@ -5,15 +5,17 @@
 //! modality-specific checkpoint, [`run::run`] streams it into a file.
 
 pub mod diff;
+pub mod init;
 pub mod jobs;
 pub mod methods;
 pub mod recipe;
 pub mod recipe_file;
 pub mod ruled;
+pub mod resize;
 pub mod run;
 pub mod selection;
 
-pub use jobs::{Input, Job, Merge, Role, Source};
+pub use jobs::{Emit, Input, Job, Merge, Role, Source};
 pub use methods::Method;
 pub use recipe::Recipe;
 pub use run::{Run, Summary};

@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Command::Arithmetic(args) => commands::arithmetic::run(&args, &context),
         Command::Merge(args) => commands::merge::run(&args, &context),
         Command::Recipe(args) => commands::recipe::run(&args),
+        Command::Init(args) => commands::init::run(&args, &context),
+        Command::Resize(args) => commands::resize::run(&args, &context),
         Command::Diff(args) => commands::diff::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };

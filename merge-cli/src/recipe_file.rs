@@ -175,7 +175,7 @@ fn rule(table: &DeTable<'_>, method: &str, known: &[&str]) -> Result<(Rule, usiz
                 }
             }
             "names" => rule.names = Some(string(value)?.try_into().map_err(fault)?),
-            other if ["experts", "task"].contains(&other) => {
+            other if methods::SHARED.contains(&other) => {
                 return complain(at, format!("{other} holds for the whole merge: put it under [parameters]"));
             }
             other => {
@@ -192,9 +192,10 @@ fn rule(table: &DeTable<'_>, method: &str, known: &[&str]) -> Result<(Rule, usiz
 
 fn check_parameter(key: Key<'_, '_>, method: &str, known: &[&str]) -> Result<(), Complaint> {
     let name = key.get_ref().as_ref();
+    let known: Vec<&str> = known.iter().chain(methods::SHARED).copied().collect();
     match known.contains(&name) {
         true => Ok(()),
-        false => complain(key.span().start, unknown(&format!("parameter of {method}"), name, known)),
+        false => complain(key.span().start, unknown(&format!("parameter of {method}"), name, &known)),
     }
 }
 

@@ -119,6 +119,12 @@ impl Producer<'_> {
             Source::Copy { checkpoint, tensor } => self.copy(job, *checkpoint, *tensor, piece, buffers),
             Source::Merge(merge) if job.info.dtype == Dtype::F64 => self.merge_f64(job, merge, piece, buffers),
             Source::Merge(merge) => self.merge_f32(job, merge, piece, buffers),
+            Source::Computed(bytes) => {
+                let size = job.info.dtype.size();
+                buffers.bytes.clear();
+                buffers.bytes.extend_from_slice(&bytes[piece.elements.start * size..piece.elements.end * size]);
+                Ok(&buffers.bytes)
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::pattern::{LAYER, MODALITY, compile, is_placeholder, layer_expression};
-use super::{Assume, Axis, Layout, Linear, Modality, Part, Pattern, PositionTable, Rule, Sizes, Task};
+use super::{Assume, Axis, Becomes, Layout, Linear, Modality, Part, Pattern, PositionTable, Rule, Sizes, Task};
 
 /// Larger files are refused unread: a layout is a page of text.
 const MAX_BYTES: usize = 1 << 20;
@@ -46,6 +46,7 @@ struct File {
     positions: Vec<RawPosition>,
     #[serde(default)]
     buffers: RawBuffers,
+    becomes: Option<RawBecomes>,
     #[serde(default)]
     shapes: RawShapes,
     #[serde(default)]
@@ -103,6 +104,21 @@ enum Columns {
 struct RawBuffers {
     image: Vec<Text>,
     fixed: Vec<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBecomes {
+    layout: Text,
+    positions: Text,
+    names: Vec<RawRename>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRename {
+    from: Text,
+    to: Text,
 }
 
 #[derive(Default, Deserialize)]
@@ -205,6 +221,7 @@ impl File {
             positions,
             image_buffers: holes.plain_patterns(&self.buffers.image)?,
             fixed_buffers: holes.plain_patterns(&self.buffers.fixed)?,
+            becomes: self.becomes.map(|becomes| becomes.check(&holes)).transpose()?,
             sizes: Sizes {
                 layers: holes.layer_patterns(&self.shapes.layers)?,
                 hidden_size: holes.axes(&self.shapes.hidden_size)?,
@@ -280,6 +297,23 @@ impl RawPosition {
             }
         };
         Ok((pattern, table))
+    }
+}
+
+impl RawBecomes {
+    fn check(self, holes: &Holes) -> Result<Becomes, Complaint> {
+        let rename = |rename: &RawRename| {
+            let (from, to) = (holes.plain_pattern(&rename.from)?, holes.plain_pattern(&rename.to)?);
+            if let Some(unknown) = to.holes().find(|hole| !from.has_hole(hole)) {
+                return Err(Complaint::new(rename.to.span(), format!("{{{unknown}}} is not in `from`")));
+            }
+            Ok((from, to))
+        };
+        Ok(Becomes {
+            names: self.names.iter().map(rename).collect::<Result<_, _>>()?,
+            layout: self.layout.into_inner(),
+            positions: self.positions.into_inner(),
+        })
     }
 }
 

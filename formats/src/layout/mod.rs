@@ -110,6 +110,7 @@ pub struct Layout {
     positions: Vec<(Pattern, PositionTable)>,
     image_buffers: Vec<Pattern>,
     fixed_buffers: Vec<Pattern>,
+    becomes: Option<Becomes>,
     /// Where [`crate::config`] reads the model's sizes.
     pub(crate) sizes: Sizes,
 }
@@ -126,6 +127,36 @@ struct Rule {
 struct Linear {
     slot: Pattern,
     gram: Pattern,
+}
+
+/// How a checkpoint of one layout becomes the beginning of a vision-language one of another.
+#[derive(Clone, Debug)]
+pub struct Becomes {
+    layout: String,
+    positions: String,
+    /// From, to.
+    names: Vec<(Pattern, Pattern)>,
+}
+
+impl Becomes {
+    /// The name of the other layout, a built-in one.
+    pub fn layout(&self) -> &str {
+        &self.layout
+    }
+
+    /// The other layout's relative position table, which takes the place of all of this one's.
+    pub fn positions(&self) -> &str {
+        &self.positions
+    }
+
+    /// A tensor's name in the other layout, as in a model with one set of weights, and its rank: of several tensors
+    /// that would get one name, the one of the lowest rank has it. `None` for tensors without a place there.
+    pub fn rename(&self, name: &str) -> Option<(usize, String)> {
+        self.names.iter().enumerate().find_map(|(rank, (from, to))| {
+            let reading = from.read(name)?;
+            Some((rank, to.write(|hole| reading.get(hole))?))
+        })
+    }
 }
 
 /// What a layout says about finding a model's configuration.
@@ -275,15 +306,15 @@ pub struct Detection {
 static BUILTIN: LazyLock<Vec<Layout>> = LazyLock::new(|| {
     let files = [
         ("vl-merging.toml", include_str!("../layouts/vl-merging.toml")),
+        ("beit.toml", include_str!("../layouts/beit.toml")),
         ("vlmo.toml", include_str!("../layouts/vlmo.toml")),
         ("beit3.toml", include_str!("../layouts/beit3.toml")),
-        ("beit.toml", include_str!("../layouts/beit.toml")),
     ];
     files.map(|(file, text)| Layout::from_toml(text, file).expect("the built-in layouts are tested")).into()
 });
 
 impl Layout {
-    /// The layouts this library knows: `vl-merging`, `vlmo`, `beit3`, and `beit`, which has no experts.
+    /// The layouts this library knows: `vl-merging`, `beit`, which has no experts, `vlmo` and `beit3`.
     pub fn builtin() -> &'static [Layout] {
         &BUILTIN
     }
@@ -321,7 +352,7 @@ impl Layout {
             let index = experts.iter().position(|&(count, _)| count == most)?;
             return Some(Detection { layout: &layouts[index], experts: most, example: experts[index].1.to_string() });
         }
-        // The built-in list begins with the layout whose merged names the others can share.
+        // Later layouts in the built-in list share names with earlier ones, and have names that these lack.
         let index = recognised.iter().rposition(|name| name.is_some())?;
         Some(Detection { layout: &layouts[index], experts: 0, example: recognised[index]?.to_string() })
     }
@@ -392,12 +423,33 @@ impl Layout {
         self.positions.iter().find(|(pattern, _)| pattern.matches(name)).map(|&(_, table)| table)
     }
 
+    /// The layer that a position table belongs to; `None` for one that stands outside the layers, and for other tensors.
+    pub fn position_layer(&self, name: &str) -> Option<usize> {
+        self.positions.iter().find_map(|(pattern, _)| pattern.read(name))?.layer()
+    }
+
     /// Whether, and how, a tensor follows from the configuration.
     pub fn buffer(&self, name: &str) -> Option<Buffer> {
         if self.image_buffers.iter().any(|pattern| pattern.matches(name)) {
             return Some(Buffer::Image);
         }
         self.fixed_buffers.iter().any(|pattern| pattern.matches(name)).then_some(Buffer::Fixed)
+    }
+
+    /// What a vision-language model is initialised with from a checkpoint of this layout.
+    pub fn becomes(&self) -> Option<&Becomes> {
+        self.becomes.as_ref()
+    }
+
+    /// First layer with a `vl` expert in published models of this layout and depth.
+    pub fn usual_vl_start(&self, layers: usize) -> Option<usize> {
+        let starts = &self.sizes.assume.vl_start_by_layers;
+        starts.iter().find(|&&(depth, _)| depth == layers).map(|&(_, start)| start)
+    }
+
+    /// T0, the longest text that published models' relative position tables have distances for.
+    pub fn usual_text_len(&self) -> Option<usize> {
+        self.sizes.assume.max_text_len_of_initckpt
     }
 
     /// Whether a name shows that a checkpoint without experts is of this layout.

@@ -175,6 +175,42 @@ fn positions_and_buffers() {
         layout("beit").position_table("blocks.3.attn.relative_position_bias_table"),
         Some(PositionTable::Relative { per_layer: false, text: false })
     );
+    assert_eq!(layout("beit").position_layer("blocks.3.attn.relative_position_bias_table"), Some(3));
+    assert_eq!(layout("beit").position_layer("rel_pos_bias.relative_position_bias_table"), None);
+    assert_eq!(layout("beit").position_table("pos_embed"), Some(PositionTable::Absolute { lead: 1 }));
+}
+
+#[test]
+fn a_beit_becomes_a_vl_merging_model() {
+    let becomes = layout("beit").becomes().unwrap();
+    let target = layout(becomes.layout());
+    assert_eq!(
+        target.position_table(becomes.positions()),
+        Some(PositionTable::Relative { per_layer: true, text: true })
+    );
+    for prefix in ["", "transformer.", "module."] {
+        for (from, to) in [
+            ("cls_token", "transformer.cls_token"),
+            ("patch_embed.proj.bias", "transformer.patch_embed.proj.bias"),
+            ("blocks.3.gamma_1", "transformer.blocks.3.gamma_1"),
+            ("blocks.11.attn.q_bias", "transformer.blocks.11.attn.q_bias"),
+            ("fc_norm.weight", "transformer.norm.weight"),
+            ("norm.weight", "transformer.norm.weight"),
+        ] {
+            let (_, name) = becomes.rename(&format!("{prefix}{from}")).unwrap();
+            assert_eq!(name, to);
+        }
+        let rank = |name: &str| becomes.rename(&format!("{prefix}{name}")).unwrap().0;
+        assert!(rank("fc_norm.bias") < rank("norm.bias"));
+        for name in ["head.weight", "lm_head.bias", "pos_embed", "fc_norm.running_mean", "cls_token2"] {
+            assert_eq!(becomes.rename(&format!("{prefix}{name}")), None);
+        }
+    }
+    assert!(Layout::builtin().iter().all(|layout| layout.name() == "beit" || layout.becomes().is_none()));
+    assert_eq!(
+        (target.usual_vl_start(24), target.usual_vl_start(13), target.usual_text_len()),
+        (Some(21), None, Some(196))
+    );
 }
 
 #[test]
@@ -222,6 +258,8 @@ fn detects_layouts_from_names() {
     let beit = ["transformer.blocks.0.attn.qkv.weight", "transformer.rel_pos_bias.relative_position_bias_table"];
     assert_eq!(found(&beit), Some(("beit", 0)));
     assert_eq!(found(&["blocks.11.attn.relative_position_bias_table"]), Some(("beit", 0)));
+    assert_eq!(found(&["pos_embed", "blocks.0.attn.q_bias"]), Some(("beit", 0)));
+    assert_eq!(found(&["itc_text_proj.fc.weight", "blocks.0.attn.q_bias"]), Some(("vlmo", 0)));
     assert_eq!(found(&["encoder.layers.0.self_attn.q_proj.weight", "conv1.weight"]), None);
     assert_eq!(found(&["transformer.blocks.0.attn.v.proj", "transformer.blocks.0.attn.v"]), None);
     assert_eq!(found(&[]), None);
@@ -459,6 +497,10 @@ fn the_other_sections_are_checked_too() {
         (
             "[[position]]\nname = 'p'\nkind = 'absolute'\nlead = 1\ntext = true",
             "line 13: an absolute position table has `lead` and neither `columns` nor `text`",
+        ),
+        (
+            "[becomes]\nlayout = 'vl-merging'\npositions = 't'\nnames = [{ from = 'a', to = 'b.{leaf}' }]",
+            "line 15: {leaf} is not in `from`",
         ),
         ("[shapes]\nlayers = [\n'a',\n]", "line 14: it needs {layer}"),
         ("[shapes]\nvocab_size = [{ name = 'a', axis = 8 }]", "line 13: axis 8: tensors have axes 0 to 7"),

@@ -10,7 +10,7 @@ use merge_cli::methods::{Arithmetic, Lambda, Method};
 use super::merge::{InputFile, Merging};
 use super::{Context, selection};
 use crate::Report;
-use crate::cli::{ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
+use crate::cli::{EmitArgs, ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -39,6 +39,8 @@ pub struct Args {
     #[command(flatten)]
     pub experts: ExpertsArgs,
     #[command(flatten)]
+    pub emit: EmitArgs,
+    #[command(flatten)]
     pub output: OutputArgs,
     #[command(flatten)]
     pub root: RootArg,
@@ -51,6 +53,7 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let mut parameters = Arithmetic { lambda: args.lambda.clone(), sequential: args.sequential }.parameters();
     parameters.extend(selection(&args.experts)?.parameters());
+    parameters.extend(args.emit.emit.parameters());
     let merging = Merging {
         recipe: Recipe::new("arithmetic", parameters),
         inputs: vec![

@@ -6,10 +6,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 use formats::Dtype;
 use formats::layout::Layout;
-use merge_cli::{Recipe, Run, jobs};
+use merge_cli::{Run, jobs};
 use serde_json::json;
 
-use super::{Context, config_json, kept_metadata, recipe};
+use super::{Context, config_json, derived_recipe, kept_metadata};
 use crate::Report;
 use crate::cli::{JsonArg, OutputArgs, RootArg};
 
@@ -48,20 +48,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     });
     let names = checkpoint.tensors().iter().map(|info| info.name.as_str());
     let config = Layout::detect(names).and_then(|found| config_json(&checkpoint, found.layout, false));
-    // Converting a merged file keeps the recipe that made it.
-    let made_by = Recipe::from_metadata(checkpoint.metadata());
-    let mut parameters = json!({"dtype": dtype.map(Dtype::name)});
-    if let Some(made_by) = made_by {
-        parameters["of"] = serde_json::to_value(made_by)?;
-    }
+    let parameters = json!({"dtype": dtype.map(Dtype::name)});
     let run = Run {
         jobs: jobs::copy_all(&checkpoint, dtype),
         method: None,
-        recipe: recipe("convert", parameters),
+        recipe: derived_recipe("convert", parameters, &checkpoint)?,
         config,
         metadata: kept_metadata(&checkpoint),
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
     };
-    super::write(run, &args.output, args.json.json, context).map(|(report, _)| report)
+    super::write(run, &args.output, args.json.json, context)
 }

@@ -9,7 +9,7 @@ use merge_cli::methods::{Interpolate, Method};
 use super::merge::{InputFile, Merging};
 use super::{Context, selection};
 use crate::Report;
-use crate::cli::{ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
+use crate::cli::{EmitArgs, ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -28,6 +28,8 @@ pub struct Args {
     #[command(flatten)]
     pub experts: ExpertsArgs,
     #[command(flatten)]
+    pub emit: EmitArgs,
+    #[command(flatten)]
     pub output: OutputArgs,
     #[command(flatten)]
     pub root: RootArg,
@@ -40,6 +42,7 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let mut parameters = Interpolate { ratio: args.ratio }.parameters();
     parameters.extend(selection(&args.experts)?.parameters());
+    parameters.extend(args.emit.emit.parameters());
     let merging = Merging {
         recipe: Recipe::new("interpolate", parameters),
         inputs: vec![InputFile::new("checkpoint", &args.ms, &args.root.root)],

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use formats::{Checkpoint, Error, show_path};
 use merge_cli::ruled::Ruled;
-use merge_cli::{Job, Method, Recipe, Run, Selection, Source, jobs, recipe_file};
+use merge_cli::{Emit, Job, Method, Recipe, Run, Selection, Source, jobs, recipe_file};
 
 use super::{Context, config_json, kept_metadata, layout_for};
 use crate::Report;
@@ -139,17 +139,18 @@ impl Merging<'_> {
         // One spelling and order, however they were given.
         recipe.parameters = method.parameters();
         recipe.parameters.extend(selection.parameters());
+        recipe.parameters.extend(emit.parameters());
         method.warnings().iter().for_each(|warning| context.warn(warning));
         let run = Run {
-            config: config_json(first, &layout, true),
+            config: config_json(first, &layout, emit == Emit::Merged),
             metadata: kept_metadata(first),
             checkpoints: roles.iter().copied().zip(&checkpoints).collect(),
-            jobs,
+            jobs: emit.apply(jobs, first, &layout)?,
             method: Some(&method),
             recipe,
             threads: context.threads,
         };
-        super::write(run, self.output, self.json, context)
+        super::write_noting(run, Vec::new(), self.output, self.json, context)
     }
 }
 

@@ -4,10 +4,12 @@ pub mod arithmetic;
 pub mod completions;
 pub mod convert;
 pub mod diff;
+pub mod init;
 pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod recipe;
+pub mod resize;
 
 use std::path::Path;
 use std::time::Instant;
@@ -78,8 +80,28 @@ pub fn usage<T>(message: &str) -> Result<T> {
     crate::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit()
 }
 
-/// Runs jobs into the output and reports on them; also returns the recipe as it stands in the file.
-pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<(Report, Recipe)> {
+/// A finding of a command that belongs in the report of what it wrote.
+pub struct Note {
+    /// Its key in JSON.
+    pub key: &'static str,
+    pub value: serde_json::Value,
+    /// A line for people; empty for what only machines are told.
+    pub text: String,
+}
+
+/// Runs jobs into the output and reports on them.
+pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
+    write_noting(run, Vec::new(), output, json, context).map(|(report, _)| report)
+}
+
+/// As [`write`], with findings in the report; also returns the recipe as it stands in the file.
+pub fn write_noting(
+    run: Run,
+    notes: Vec<Note>,
+    output: &OutputArgs,
+    json: bool,
+    context: &Context,
+) -> Result<(Report, Recipe)> {
     let inputs: Vec<&Checkpoint> = run.checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
     for input in &inputs {
         for (name, reason) in input.skipped() {
@@ -101,15 +123,22 @@ pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Re
         let values = text::count(summary.overflowed, "value");
         context.warn(format!("{values} beyond the dtype's range became infinite"));
     }
-    let report = Report { stdout: report(&method, &summary, output, started, json)?, success: true };
+    let report = Report { stdout: report(&method, &summary, notes, output, started, json)?, success: true };
     Ok((report, summary.recipe))
 }
 
-fn report(method: &str, summary: &Summary, output: &OutputArgs, started: Instant, json: bool) -> Result<String> {
+fn report(
+    method: &str,
+    summary: &Summary,
+    notes: Vec<Note>,
+    output: &OutputArgs,
+    started: Instant,
+    json: bool,
+) -> Result<String> {
     let seconds = started.elapsed().as_secs_f64();
     let size = std::fs::metadata(&output.output).map(|found| found.len()).unwrap_or(0);
     if json {
-        let report = json!({
+        let mut report = json!({
             "output": output.output.to_string_lossy(),
             "bytes": size,
             "tensors": summary.tensors,
@@ -119,17 +148,20 @@ fn report(method: &str, summary: &Summary, output: &OutputArgs, started: Instant
             "seconds": seconds,
             "recipe": summary.recipe,
         });
+        notes.into_iter().for_each(|note| report[note.key] = note.value);
         return Ok(serde_json::to_string_pretty(&report)? + "\n");
     }
     let merged = match summary.merged {
         0 => String::new(),
         n => format!(", {} of them merged by {method}", text::thousands(n as u64)),
     };
+    let notes = notes.iter().filter(|note| !note.text.is_empty()).map(|note| format!("  {}\n", note.text));
     Ok(format!(
-        "{}: {}{merged}, {} in {seconds:.2} s\n",
+        "{}: {}{merged}, {} in {seconds:.2} s\n{}",
         formats::show_path(&output.output),
         text::count(summary.tensors as u64, "tensor"),
-        text::bytes(size)
+        text::bytes(size),
+        notes.collect::<String>()
     ))
 }
 
@@ -151,6 +183,15 @@ pub fn kept_metadata(checkpoint: &Checkpoint) -> formats::write::Metadata {
         .filter(|(key, _)| !own.contains(&key.as_str()))
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect()
+}
+
+/// A recipe of the running version for what isn't merging: it keeps the recipe that made its input.
+pub fn derived_recipe(method: &str, parameters: serde_json::Value, input: &Checkpoint) -> Result<Recipe> {
+    let mut recipe = recipe(method, parameters);
+    if let Some(made_by) = Recipe::from_metadata(input.metadata()) {
+        recipe.parameters.insert("of".into(), serde_json::to_value(made_by)?);
+    }
+    Ok(recipe)
 }
 
 /// A recipe of the running version.

@@ -14,23 +14,26 @@ use crate::jobs::Merge;
 /// The methods that a recipe can name.
 pub const NAMES: &[&str] = &["interpolate", "arithmetic"];
 
-/// Parameters that a method takes in a recipe; `experts` and `task` select what is merged.
+/// Parameters of every merge, whatever its method: what is merged, and under which names.
+pub const SHARED: &[&str] = &["experts", "task", "emit"];
+
+/// Parameters that a method takes in a recipe, besides the shared ones.
 pub fn parameter_names(method: &str) -> Option<&'static [&'static str]> {
     match method {
-        "interpolate" => Some(&["ratio", "experts", "task"]),
-        "arithmetic" => Some(&["lambda", "sequential", "experts", "task"]),
+        "interpolate" => Some(&["ratio"]),
+        "arithmetic" => Some(&["lambda", "sequential"]),
         _ => None,
     }
 }
 
-/// A method from a recipe's parameters; `experts` and `task` are left to whoever plans the merge.
+/// A method from a recipe's parameters; the shared ones are left to whoever plans the merge.
 ///
 /// # Errors
 /// No such method, a parameter missing, unknown or of the wrong type, in words.
 pub fn build(method: &str, parameters: &Map<String, Value>) -> Result<Box<dyn Method>, String> {
     fn read<M: DeserializeOwned>(parameters: &Map<String, Value>) -> Result<M, String> {
         let mut own = parameters.clone();
-        own.retain(|name, _| !["experts", "task"].contains(&name.as_str()));
+        own.retain(|name, _| !SHARED.contains(&name.as_str()));
         serde_json::from_value(Value::Object(own)).map_err(|e| e.to_string())
     }
     Ok(match method {
