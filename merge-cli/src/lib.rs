@@ -10,8 +10,8 @@ pub mod jobs;
 pub mod methods;
 pub mod recipe;
 pub mod recipe_file;
-pub mod ruled;
 pub mod resize;
+pub mod ruled;
 pub mod run;
 pub mod selection;
 

@@ -129,6 +129,7 @@ impl Merging<'_> {
         let first = checkpoints.first().context("there is no input")?;
         let layout = layout_for(self.layout, first)?;
         let selection = Selection::from_parameters(&recipe.parameters).map_err(|reason| anyhow!(reason))?;
+        let emit = Emit::from_parameters(&recipe.parameters).map_err(|reason| anyhow!(reason))?;
         let mut jobs = jobs::merge_experts(first, &layout, selection)?;
         if let Some(base) = checkpoints.get(1) {
             jobs::add_base(&mut jobs, &layout, base, 1)?;

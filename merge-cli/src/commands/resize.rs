@@ -64,7 +64,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
     };
-    write_noting(run, notes, &args.output, args.json.json, context)
+    write_noting(run, notes, &args.output, args.json.json, context).map(|(report, _)| report)
 }
 
 fn notes(resized: &Resized, image_size: u32) -> Vec<Note> {
