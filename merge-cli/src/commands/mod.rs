@@ -89,11 +89,19 @@ pub struct Note {
 
 /// Runs jobs into the output and reports on them.
 pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
-    write_noting(run, Vec::new(), output, json, context)
+    let root = run.usual_root();
+    write_noting(run, root, Vec::new(), output, json, context)
 }
 
-/// As [`write`], with findings in the report.
-pub fn write_noting(run: Run, notes: Vec<Note>, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
+/// As [`write`], with findings in the report, and a PyTorch file's tensors under `root` or else `state_dict`.
+pub fn write_noting(
+    run: Run,
+    root: Option<&str>,
+    notes: Vec<Note>,
+    output: &OutputArgs,
+    json: bool,
+    context: &Context,
+) -> Result<Report> {
     let inputs: Vec<&Checkpoint> = run.checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
     for input in &inputs {
         for (name, reason) in input.skipped() {
@@ -108,7 +116,7 @@ pub fn write_noting(run: Run, notes: Vec<Note>, output: &OutputArgs, json: bool,
     let started = Instant::now();
     let method = run.recipe.method.clone();
     let bar = progress::bar(context, "writing", run.jobs.iter().map(|job| job.info.bytes() as u64).sum());
-    let summary = merge_cli::run::run(run, &output.output, |bytes| bar.inc(bytes));
+    let summary = merge_cli::run::run_under(root, run, &output.output, |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let summary = summary?;
     if summary.overflowed > 0 {
