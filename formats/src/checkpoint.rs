@@ -237,6 +237,13 @@ impl Checkpoint {
         &self.root
     }
 
+    /// The key that code which loads this file looks under, for files that take its place: the first of
+    /// `state_dict`, `model`, … that the file has. `None` where it has none, or is taken as a whole.
+    pub fn usual_root(&self) -> Option<&'static str> {
+        let is_there = |key: &&str| self.root != "." && self.top_level(key).is_some();
+        torch::ROOTS.into_iter().find(is_there)
+    }
+
     /// The tensors in file order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

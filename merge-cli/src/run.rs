@@ -26,6 +26,13 @@ pub struct Run<'a> {
     pub threads: usize,
 }
 
+impl Run<'_> {
+    /// The key that the first input has its tensors under, if it is a PyTorch file.
+    pub fn usual_root(&self) -> Option<&'static str> {
+        self.checkpoints.first()?.1.usual_root()
+    }
+}
+
 /// What a run did.
 #[derive(Clone, Debug)]
 pub struct Summary {
@@ -41,12 +48,19 @@ pub struct Summary {
 
 /// Writes the result to `path`. `progress` is told the bytes of each piece written.
 ///
-/// The file holds the recipe and configuration as metadata. Its bytes depend on the inputs and
+/// A PyTorch file has the tensors under the key that the first input has them under, so that the same code
+/// loads it. The file holds the recipe and configuration as metadata. Its bytes depend on the inputs and
 /// the recipe alone.
 ///
 /// # Errors
 /// Whatever reading, the method or writing runs into; then no file is left.
 pub fn run(run: Run, path: &Path, progress: impl Fn(u64) + Sync) -> Result<Summary> {
+    run_under(run.usual_root(), run, path, progress)
+}
+
+/// As [`run`], for a result that other code loads than loads its input: its tensors are under `root`, or without
+/// it under `state_dict`.
+pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u64) + Sync) -> Result<Summary> {
     let Run { checkpoints, mut jobs, method, mut recipe, config, mut metadata, threads } = run;
     let digesters: Vec<Digester> = checkpoints.iter().map(|(_, checkpoint)| Digester::new(checkpoint)).collect();
     recipe.inputs = checkpoints
@@ -62,7 +76,10 @@ pub fn run(run: Run, path: &Path, progress: impl Fn(u64) + Sync) -> Result<Summa
     metadata.extend(config.map(|config| (CONFIG_KEY.into(), config)));
 
     let infos = jobs.iter().map(|job| job.info.clone()).collect();
-    let writer = Writer::create(path, infos, &metadata)?;
+    let mut writer = Writer::create(path, infos, &metadata)?;
+    if let Some(root) = root {
+        writer = writer.under(root);
+    }
     // The container may order tensors its own way.
     let mut order: std::collections::HashMap<String, Job> =
         jobs.drain(..).map(|job| (job.info.name.clone(), job)).collect();

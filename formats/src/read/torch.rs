@@ -49,7 +49,7 @@ pub(crate) struct Found {
 }
 
 /// Keys that hold the state dict, in the order they are tried.
-const ROOTS: [&str; 5] = ["state_dict", "model", "module", "model_state_dict", "model_state"];
+pub const ROOTS: [&str; 5] = ["state_dict", "model", "module", "model_state_dict", "model_state"];
 const MAX_VISITS: usize = 4_000_000;
 const MAX_DEPTH: usize = 64;
 const MAX_NAME: usize = 4096;

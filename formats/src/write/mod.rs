@@ -125,6 +125,14 @@ impl Writer {
         Ok(Writer { path: path.to_owned(), temporary, tensors, sink })
     }
 
+    /// Puts the tensors of a PyTorch file under this key; without it they are under `state_dict`.
+    pub fn under(mut self, root: &str) -> Writer {
+        if let Sink::TorchZip(sink) = &mut self.sink {
+            sink.get_mut().unwrap_or_else(PoisonError::into_inner).root = root.to_owned();
+        }
+        self
+    }
+
     /// The tensors in the order they are written, which may differ from the order they were given in.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

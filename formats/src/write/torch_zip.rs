@@ -18,9 +18,13 @@ const TOP: &str = "archive";
 /// PyTorch aligns storages so that a file can be mapped.
 const ALIGNMENT: u16 = 64;
 
+const DEFAULT_ROOT: &str = "state_dict";
+
 pub(super) struct Sink {
     path: PathBuf,
     zip: ZipWriter<Target>,
+    /// The key that the tensors are under.
+    pub(super) root: String,
 }
 
 impl std::fmt::Debug for Sink {
@@ -31,7 +35,7 @@ impl std::fmt::Debug for Sink {
 
 impl Sink {
     pub(super) fn create(path: &Path, file: File) -> Sink {
-        Sink { path: path.to_owned(), zip: ZipWriter::new(Target::new(file)) }
+        Sink { path: path.to_owned(), zip: ZipWriter::new(Target::new(file)), root: DEFAULT_ROOT.into() }
     }
 
     /// Appends bytes to a tensor's entry, which `first` opens.
@@ -44,12 +48,12 @@ impl Sink {
 
     pub(super) fn finish(mut self, tensors: &[TensorInfo], metadata: &Metadata) -> Result<()> {
         for (name, bytes) in
-            [("data.pkl", &pickle(tensors, metadata)[..]), ("byteorder", b"little"), ("version", b"3\n")]
+            [("data.pkl", &pickle(&self.root, tensors, metadata)[..]), ("byteorder", b"little"), ("version", b"3\n")]
         {
             self.start(name, bytes.len() as u64)?;
             self.append(bytes)?;
         }
-        let Sink { path, zip } = self;
+        let Sink { path, zip, .. } = self;
         let target = zip.finish().map_err(|e| fault(&path, e))?;
         target.check().map_err(|e| Error::io(&path, "write", e))
     }
@@ -137,11 +141,11 @@ fn fault(path: &Path, error: zip::result::ZipError) -> Error {
     }
 }
 
-/// `{"state_dict": OrderedDict of tensors, "vlmerge_metadata": {…}}`
-fn pickle(tensors: &[TensorInfo], metadata: &Metadata) -> Vec<u8> {
+/// `{root: OrderedDict of tensors, "vlmerge_metadata": {…}}`
+fn pickle(root: &str, tensors: &[TensorInfo], metadata: &Metadata) -> Vec<u8> {
     let mut p = Emitter::new();
     p.empty_dict().mark();
-    p.str("state_dict").ordered_dict().mark();
+    p.str(root).ordered_dict().mark();
     for (number, info) in tensors.iter().enumerate() {
         p.str(&info.name).tensor(info.dtype, &number.to_string(), &info.shape);
     }

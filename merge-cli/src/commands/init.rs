@@ -80,7 +80,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
     };
-    write_noting(run, notes, &args.output, args.json.json, context).map(|(report, _)| report)
+    write_noting(run, None, notes, &args.output, args.json.json, context).map(|(report, _)| report)
 }
 
 fn notes(made: &Initialised, args: &Args) -> Vec<Note> {
@@ -103,8 +103,8 @@ fn notes(made: &Initialised, args: &Args) -> Vec<Note> {
     vec![
         Note { key: "config", value: json!(config), text: format!("{}, {layers} layers: {experts}", args.arch) },
         Note { key: "patches", value: json!({"from": from, "to": to}), text: table },
-        left_out("dropped", &made.dropped, "without a place in a vision-language model"),
-        left_out("dropped_buffers", &made.buffers, "which follow from the image size"),
+        left_out("dropped", &made.dropped, "tensor", " without a place in a vision-language model"),
+        left_out("dropped_buffers", &made.buffers, "index buffer", ""),
     ]
 }
 

@@ -151,7 +151,8 @@ impl Merging<'_> {
             recipe,
             threads: context.threads,
         };
-        super::write_noting(run, Vec::new(), self.output, self.json, context)
+        let root = run.usual_root();
+        super::write_noting(run, root, Vec::new(), self.output, self.json, context)
     }
 }
 

@@ -91,12 +91,15 @@ pub struct Note {
 
 /// Runs jobs into the output and reports on them.
 pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
-    write_noting(run, Vec::new(), output, json, context).map(|(report, _)| report)
+    let root = run.usual_root();
+    write_noting(run, root, Vec::new(), output, json, context).map(|(report, _)| report)
 }
 
-/// As [`write`], with findings in the report; also returns the recipe as it stands in the file.
+/// As [`write`], with findings in the report, and a PyTorch file's tensors under `root` or else `state_dict`. Also
+/// returns the recipe as it stands in the file.
 pub fn write_noting(
     run: Run,
+    root: Option<&str>,
     notes: Vec<Note>,
     output: &OutputArgs,
     json: bool,
@@ -116,7 +119,7 @@ pub fn write_noting(
     let started = Instant::now();
     let method = run.recipe.method.clone();
     let bar = progress::bar(context, "writing", run.jobs.iter().map(|job| job.info.bytes() as u64).sum());
-    let summary = merge_cli::run::run(run, &output.output, |bytes| bar.inc(bytes));
+    let summary = merge_cli::run::run_under(root, run, &output.output, |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let summary = summary?;
     if summary.overflowed > 0 {

@@ -64,7 +64,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
     };
-    write_noting(run, notes, &args.output, args.json.json, context).map(|(report, _)| report)
+    let root = run.usual_root();
+    write_noting(run, root, notes, &args.output, args.json.json, context).map(|(report, _)| report)
 }
 
 fn notes(resized: &Resized, image_size: u32) -> Vec<Note> {
@@ -89,17 +90,17 @@ fn notes(resized: &Resized, image_size: u32) -> Vec<Note> {
         }
     };
     let resized_tables = Note { key: "tables", value: tables, text };
-    vec![resized_tables, left_out("dropped", &resized.dropped, "which follow from the image size")]
+    vec![resized_tables, left_out("dropped", &resized.dropped, "index buffer", "")]
 }
 
-/// What of a checkpoint isn't in the result, and why.
-pub(super) fn left_out(key: &'static str, names: &[String], why: &str) -> Note {
-    const SHOWN: usize = 3;
+/// What of a checkpoint isn't in the result: so many of `what`, and why.
+pub(super) fn left_out(key: &'static str, names: &[String], what: &str, why: &str) -> Note {
+    const SHOWN: usize = 2;
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| show_name(name)).collect();
     let more = if names.len() > SHOWN { ", …" } else { "" };
     let text = match names.len() {
         0 => String::new(),
-        n => format!("left out: {} {why}: {}{more}", text::count(n as u64, "tensor"), shown.join(", ")),
+        n => format!("left out: {}{why} ({}{more})", text::count(n as u64, what), shown.join(", ")),
     };
     Note { key, value: json!(names), text }
 }
