@@ -64,7 +64,7 @@ impl<'c> Digester<'c> {
             }
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.min(missing.len()).max(1)).map(|_| scope.spawn(&work)).collect();
+            let others: Vec<_> = (1..threads.min(missing.len()).max(1)).map(|_| scope.spawn(work)).collect();
             let mut outcome = work();
             for other in others {
                 outcome = outcome.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

@@ -166,7 +166,7 @@ impl Writer {
             }
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(&work)).collect();
+            let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(work)).collect();
             let mut outcome = work();
             for other in others {
                 let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

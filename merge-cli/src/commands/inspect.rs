@@ -192,7 +192,7 @@ fn scan(checkpoint: &Checkpoint, threads: usize, bar: &ProgressBar) -> Result<Ve
         }
     };
     let mut found = std::thread::scope(|scope| -> Result<Vec<(usize, NonFinite)>> {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut found = work();
         for other in others {
             let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
