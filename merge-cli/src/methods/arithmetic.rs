@@ -6,7 +6,7 @@ use std::ops::{Add, Div, Mul, Sub};
 use formats::layout::Modality;
 use serde_json::{Map, Value, json};
 
-use super::Method;
+use super::{Method, Span};
 use crate::jobs::{Merge, Role};
 
 /// base + Σₘ λₘ · (expertₘ − base) (Sung et al., 2023, section 3.2, after Ilharco et al., 2023).
@@ -54,13 +54,13 @@ impl Method for Arithmetic {
         Map::from_iter([("lambda".into(), lambda), ("sequential".into(), json!(self.sequential))])
     }
 
-    fn merge_f32(&self, merge: &Merge, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
-        self.merge(merge, inputs, out, |value| value as f32);
+    fn merge_f32(&self, span: &Span, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
+        self.merge(span.merge, inputs, out, |value| value as f32);
         Ok(())
     }
 
-    fn merge_f64(&self, merge: &Merge, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
-        self.merge(merge, inputs, out, |value| value);
+    fn merge_f64(&self, span: &Span, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
+        self.merge(span.merge, inputs, out, |value| value);
         Ok(())
     }
 }
@@ -133,7 +133,7 @@ mod tests {
         let inputs_of = roles.iter().map(|&role| Input { checkpoint: 0, tensor: 0, role });
         let merge = Merge { layer: Some(0), part: formats::layout::Part::Mlp, inputs: inputs_of.collect() };
         let mut out = vec![f64::NAN; inputs[0].len()];
-        method.merge_f64(&merge, inputs, &mut out).unwrap();
+        method.merge_f64(&Span::whole(&merge), inputs, &mut out).unwrap();
         out
     }
 
