@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use merge_cli::Task;
 
-use crate::commands::{arithmetic, convert, diff, inspect, interpolate};
+use crate::commands::{arithmetic, convert, dare, diff, inspect, interpolate, slerp, soup, ties};
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.
 #[derive(Debug, Parser)]
@@ -41,6 +41,14 @@ pub enum Command {
     Interpolate(interpolate::Args),
     /// Merge experts by modality arithmetic: base + λ·Σ(expert − base).
     Arithmetic(arithmetic::Args),
+    /// Average checkpoints, or experts: a model soup.
+    Soup(soup::Args),
+    /// Interpolate between two checkpoints, or experts, along the arc.
+    Slerp(slerp::Args),
+    /// Merge checkpoints, or experts, by TIES: trim their vectors from a base, elect signs, average.
+    Ties(ties::Args),
+    /// Merge checkpoints, or experts, by DARE: drop elements of their vectors at random, rescale, add.
+    Dare(dare::Args),
     /// Compare two checkpoints tensor by tensor.
     Diff(diff::Args),
     /// Print a shell's completion script.
@@ -102,5 +110,13 @@ pub fn finite(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
         _ => Err("it must be a finite number".into()),
+    }
+}
+
+/// A share above 0 and at most 1.
+pub fn density(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("it must be more than 0 and at most 1".into()),
     }
 }

@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args, &context),
         Command::Interpolate(args) => commands::interpolate::run(&args, &context),
         Command::Arithmetic(args) => commands::arithmetic::run(&args, &context),
+        Command::Soup(args) => commands::soup::run(&args, &context),
+        Command::Slerp(args) => commands::slerp::run(&args, &context),
+        Command::Ties(args) => commands::ties::run(&args, &context),
+        Command::Dare(args) => commands::dare::run(&args, &context),
         Command::Diff(args) => commands::diff::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };

@@ -3,9 +3,14 @@
 pub mod arithmetic;
 pub mod completions;
 pub mod convert;
+pub mod dare;
 pub mod diff;
 pub mod inspect;
 pub mod interpolate;
+pub mod several;
+pub mod slerp;
+pub mod soup;
+pub mod ties;
 
 use std::path::Path;
 use std::time::Instant;
