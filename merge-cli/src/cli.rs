@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use merge_cli::{Emit, Task};
 
-use crate::commands::{arithmetic, convert, diff, init, inspect, interpolate, merge, recipe, resize};
+use crate::commands::{
+    arithmetic, convert, dare, diff, init, inspect, interpolate, merge, recipe, resize, slerp, soup, ties,
+};
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.
 #[derive(Debug, Parser)]
@@ -41,6 +43,14 @@ pub enum Command {
     Interpolate(interpolate::Args),
     /// Merge experts by modality arithmetic: base + λ·Σ(expert − base).
     Arithmetic(arithmetic::Args),
+    /// Average checkpoints, or experts: a model soup.
+    Soup(soup::Args),
+    /// Interpolate between two checkpoints, or experts, along the arc.
+    Slerp(slerp::Args),
+    /// Merge checkpoints, or experts, by TIES: trim their vectors from a base, elect signs, average.
+    Ties(ties::Args),
+    /// Merge checkpoints, or experts, by DARE: drop elements of their vectors at random, rescale, add.
+    Dare(dare::Args),
     /// Merge by a recipe file, with other parameters for some layers, parts or names.
     Merge(merge::Args),
     /// Print the recipe a file was made with, ready to run again.
@@ -117,5 +127,13 @@ pub fn finite(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
         _ => Err("it must be a finite number".into()),
+    }
+}
+
+/// A share above 0 and at most 1.
+pub fn density(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("it must be more than 0 and at most 1".into()),
     }
 }

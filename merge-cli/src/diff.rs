@@ -90,13 +90,15 @@ pub fn diff(a: &Checkpoint, b: &Checkpoint, threads: usize, progress: impl Fn(u6
     Ok(differences)
 }
 
+/// Buffers of one thread's comparisons.
 #[derive(Default)]
-struct Buffers {
+pub(crate) struct Buffers {
     bytes: [Vec<u8>; 2],
     values: [Vec<f64>; 2],
 }
 
-fn compare(a: &Checkpoint, index: usize, b: &Checkpoint, buffers: &mut Buffers) -> Result<Option<Kind>> {
+/// Compares a tensor of `a` with its namesake in `b`; `None` if they are equal in dtype and values.
+pub(crate) fn compare(a: &Checkpoint, index: usize, b: &Checkpoint, buffers: &mut Buffers) -> Result<Option<Kind>> {
     let left = &a.tensors()[index];
     let Some(position) = b.position(&left.name) else { return Ok(Some(Kind::OnlyInA)) };
     let right = &b.tensors()[position];

@@ -2,7 +2,8 @@
 //!
 //! A merge is a list of [`Job`]s, one for each tensor of the result: copied from an input, or
 //! computed by a [`Method`] from several. [`jobs::merge_experts`] makes the list for one
-//! modality-specific checkpoint, [`run::run`] streams it into a file.
+//! modality-specific checkpoint, [`several::merge_checkpoints`] for several checkpoints,
+//! [`run::run`] streams it into a file.
 
 pub mod diff;
 pub mod init;
@@ -14,6 +15,7 @@ pub mod resize;
 pub mod ruled;
 pub mod run;
 pub mod selection;
+pub mod several;
 
 pub use jobs::{Emit, Input, Job, Merge, Role, Source};
 pub use methods::Method;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::jobs::{Job, Merge, Source};
-use crate::methods::{self, Method};
+use crate::methods::{self, Method, Runs, Span};
 
 /// Parameters for the merges it matches. What isn't given matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -172,12 +172,16 @@ impl Method for Ruled {
         warnings
     }
 
-    fn merge_f32(&self, merge: &Merge, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
-        self.of(merge).merge_f32(merge, inputs, out)
+    fn survey(&self, merge: &Merge, runs: &mut dyn Runs) -> formats::Result<Vec<f64>> {
+        self.of(merge).survey(merge, runs)
     }
 
-    fn merge_f64(&self, merge: &Merge, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
-        self.of(merge).merge_f64(merge, inputs, out)
+    fn merge_f32(&self, span: &Span, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
+        self.of(span.merge).merge_f32(span, inputs, out)
+    }
+
+    fn merge_f64(&self, span: &Span, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
+        self.of(span.merge).merge_f64(span, inputs, out)
     }
 }
 

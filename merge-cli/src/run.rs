@@ -1,13 +1,14 @@
 //! Streaming a list of jobs into a file.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use formats::write::{Metadata, PIECE, Piece, Writer};
 use formats::{CONFIG_KEY, Checkpoint, Digester, Dtype, Error, Result, encode_f32, encode_f64};
 
 use crate::jobs::{Job, Merge, Source};
-use crate::methods::Method;
+use crate::methods::{Method, Runs, Span};
 use crate::recipe::{RECIPE_KEY, Recipe, RecipeInput};
 
 /// A result to be written.
@@ -62,6 +63,10 @@ pub fn run(run: Run, path: &Path, progress: impl Fn(u64) + Sync) -> Result<Summa
 /// it under `state_dict`.
 pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u64) + Sync) -> Result<Summary> {
     let Run { checkpoints, mut jobs, method, mut recipe, config, mut metadata, threads } = run;
+    let inputs: Vec<&Checkpoint> = checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
+    if let Some(method) = method {
+        check(method, &jobs, &inputs)?;
+    }
     let digesters: Vec<Digester> = checkpoints.iter().map(|(_, checkpoint)| Digester::new(checkpoint)).collect();
     recipe.inputs = checkpoints
         .iter()
@@ -84,7 +89,10 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
     let mut order: std::collections::HashMap<String, Job> =
         jobs.drain(..).map(|job| (job.info.name.clone(), job)).collect();
     let jobs: Vec<Job> = writer.tensors().iter().filter_map(|info| order.remove(&info.name)).collect();
-    let inputs: Vec<&Checkpoint> = checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
+    let surveys = match method {
+        Some(method) => survey(method, &jobs, &inputs, threads)?,
+        None => Vec::new(),
+    };
     let producer = Producer { inputs, digesters: &digesters, method, overflowed: AtomicU64::new(0) };
     let whole = |tensor: usize| {
         let is_merge = matches!(jobs[tensor].source, Source::Merge(_));
@@ -92,7 +100,8 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
     };
     writer.fill(threads, whole, |piece: &Piece, buffers: &mut Buffers| -> Result<&[u8]> {
         let job = &jobs[piece.tensor];
-        let bytes = producer.produce(job, piece, buffers)?;
+        let survey = surveys.get(piece.tensor).map_or(&[][..], Vec::as_slice);
+        let bytes = producer.produce(job, survey, piece, buffers)?;
         progress(bytes.len() as u64);
         Ok(bytes)
     })?;
@@ -109,6 +118,75 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
         overflowed,
         recipe,
     })
+}
+
+/// Whether the method takes every merge there is.
+fn check(method: &dyn Method, jobs: &[Job], inputs: &[&Checkpoint]) -> Result<()> {
+    for job in jobs {
+        if let Source::Merge(merge) = &job.source {
+            method.check(merge).map_err(|reason| Error::tensor(inputs[0].path(), &job.info.name, reason))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the method finds out about each job's tensors: one thread to a tensor, so that sums over its runs
+/// are added in one order.
+fn survey(method: &dyn Method, jobs: &[Job], inputs: &[&Checkpoint], threads: usize) -> Result<Vec<Vec<f64>>> {
+    let surveys: Vec<OnceLock<Vec<f64>>> = jobs.iter().map(|_| OnceLock::new()).collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let mut buffers = Buffers::default();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = jobs.get(number) else { return Ok(()) };
+            if let Source::Merge(merge) = &job.source {
+                let mut runs = FileRuns { inputs, merge, elements: job.info.elements(), buffers: &mut buffers };
+                let _ = surveys[number].set(method.survey(merge, &mut runs)?);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut outcome = work();
+        for other in others {
+            outcome = outcome.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        outcome
+    })?;
+    Ok(surveys.into_iter().map(|survey| survey.into_inner().unwrap_or_default()).collect())
+}
+
+/// A merge's inputs, read from their files.
+struct FileRuns<'a> {
+    inputs: &'a [&'a Checkpoint],
+    merge: &'a Merge,
+    elements: usize,
+    buffers: &'a mut Buffers,
+}
+
+impl Runs for FileRuns<'_> {
+    fn elements(&self) -> usize {
+        self.elements
+    }
+
+    fn for_each(&mut self, visit: &mut dyn FnMut(usize, &[&[f64]])) -> Result<()> {
+        let Buffers { bytes, f64s, .. } = &mut *self.buffers;
+        f64s.resize_with(self.merge.inputs.len().max(f64s.len()), Vec::new);
+        for start in (0..self.elements).step_by(PIECE) {
+            let range = start..self.elements.min(start + PIECE);
+            for (input, values) in self.merge.inputs.iter().zip(f64s.iter_mut()) {
+                let checkpoint = self.inputs[input.checkpoint];
+                checkpoint.read(input.tensor, range.clone(), bytes)?;
+                if !formats::decode_f64(bytes, checkpoint.tensors()[input.tensor].dtype, values) {
+                    return Err(not_real(checkpoint, input.tensor));
+                }
+            }
+            let values: Vec<&[f64]> = f64s.iter().take(self.merge.inputs.len()).map(Vec::as_slice).collect();
+            visit(start, &values);
+        }
+        Ok(())
+    }
 }
 
 /// One thread's buffers, kept from piece to piece: fresh memory costs more than the arithmetic.
@@ -131,11 +209,16 @@ struct Producer<'a> {
 }
 
 impl Producer<'_> {
-    fn produce<'b>(&self, job: &Job, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+    fn produce<'b>(&self, job: &Job, survey: &[f64], piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
         match &job.source {
             Source::Copy { checkpoint, tensor } => self.copy(job, *checkpoint, *tensor, piece, buffers),
-            Source::Merge(merge) if job.info.dtype == Dtype::F64 => self.merge_f64(job, merge, piece, buffers),
-            Source::Merge(merge) => self.merge_f32(job, merge, piece, buffers),
+            Source::Merge(merge) => {
+                let span = Span { merge, start: piece.elements.start, elements: job.info.elements(), survey };
+                match job.info.dtype {
+                    Dtype::F64 => self.merge_f64(job, &span, piece, buffers),
+                    _ => self.merge_f32(job, &span, piece, buffers),
+                }
+            }
             Source::Computed(bytes) => {
                 let size = job.info.dtype.size();
                 buffers.bytes.clear();
@@ -176,7 +259,8 @@ impl Producer<'_> {
         Ok(encoded)
     }
 
-    fn merge_f32<'b>(&self, job: &Job, merge: &Merge, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+    fn merge_f32<'b>(&self, job: &Job, span: &Span, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+        let merge = span.merge;
         let Buffers { bytes, encoded, f32s, out_f32, .. } = buffers;
         f32s.resize_with(merge.inputs.len().max(f32s.len()), Vec::new);
         for (input, values) in merge.inputs.iter().zip(f32s.iter_mut()) {
@@ -195,7 +279,7 @@ impl Producer<'_> {
         }
         let values: Vec<&[f32]> = f32s.iter().take(merge.inputs.len()).map(Vec::as_slice).collect();
         out_f32.resize(piece.elements.len(), 0.0);
-        self.method()?.merge_f32(merge, &values, out_f32)?;
+        self.method()?.merge_f32(span, &values, out_f32)?;
         if job.info.dtype == Dtype::F32 && cfg!(target_endian = "little") {
             return Ok(bytemuck::cast_slice(out_f32));
         }
@@ -206,7 +290,8 @@ impl Producer<'_> {
         }
     }
 
-    fn merge_f64<'b>(&self, job: &Job, merge: &Merge, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+    fn merge_f64<'b>(&self, job: &Job, span: &Span, piece: &Piece, buffers: &'b mut Buffers) -> Result<&'b [u8]> {
+        let merge = span.merge;
         let Buffers { bytes, encoded, f64s, out_f64, .. } = buffers;
         f64s.resize_with(merge.inputs.len().max(f64s.len()), Vec::new);
         for (input, values) in merge.inputs.iter().zip(f64s.iter_mut()) {
@@ -219,7 +304,7 @@ impl Producer<'_> {
         }
         let values: Vec<&[f64]> = f64s.iter().take(merge.inputs.len()).map(Vec::as_slice).collect();
         out_f64.resize(piece.elements.len(), 0.0);
-        self.method()?.merge_f64(merge, &values, out_f64)?;
+        self.method()?.merge_f64(span, &values, out_f64)?;
         encoded.clear();
         match encode_f64(out_f64, job.info.dtype, encoded) {
             true => Ok(encoded),

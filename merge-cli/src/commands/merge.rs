@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use formats::layout::Layout;
 use formats::{Checkpoint, Error, show_path};
 use merge_cli::ruled::Ruled;
-use merge_cli::{Emit, Job, Method, Recipe, Run, Selection, Source, jobs, recipe_file};
+use merge_cli::{Emit, Job, Method, Recipe, Role, Run, Selection, jobs, recipe_file, several};
 
 use super::{Context, config_json, kept_metadata, layout_for};
 use crate::Report;
@@ -103,7 +104,7 @@ impl InputFile {
 pub struct Merging<'a> {
     /// Method, parameters and rules; the inputs are filled in.
     pub recipe: Recipe,
-    /// In the order the method wants: the checkpoint, then its base.
+    /// In the order the method wants: the checkpoint with the experts, then its base; or the base, then the models.
     pub inputs: Vec<InputFile>,
     pub layout: &'a LayoutArg,
     pub output: &'a OutputArgs,
@@ -114,39 +115,40 @@ impl Merging<'_> {
     /// Carries the merge out; also returns the recipe as it stands in the result.
     pub fn execute(self, context: &Context) -> Result<(Report, Recipe)> {
         let mut recipe = self.recipe;
-        let roles = roles(&recipe.method)?;
+        let selection = selection(&recipe)?;
         let given: Vec<&str> = self.inputs.iter().map(|input| input.role.as_str()).collect();
-        if given != roles {
-            bail!(
-                "{} needs the inputs {}, in this order, and has {}",
-                recipe.method,
-                roles.join(", "),
-                given.join(", ")
-            );
-        }
+        check_roles(&recipe.method, selection.is_some(), &given)?;
         let open = |input: &InputFile| formats::open_root(&input.path, input.root.as_deref());
         let checkpoints = self.inputs.iter().map(open).collect::<Result<Vec<Checkpoint>, _>>()?;
         let first = checkpoints.first().context("there is no input")?;
-        let layout = layout_for(self.layout, first)?;
-        let selection = Selection::from_parameters(&recipe.parameters).map_err(|reason| anyhow!(reason))?;
         let emit = Emit::from_parameters(&recipe.parameters).map_err(|reason| anyhow!(reason))?;
-        let mut jobs = jobs::merge_experts(first, &layout, selection)?;
-        if let Some(base) = checkpoints.get(1) {
-            jobs::add_base(&mut jobs, &layout, base, 1)?;
-        }
+        let (jobs, layout) = match selection {
+            Some(selection) => {
+                let layout = layout_for(self.layout, first)?;
+                let mut jobs = jobs::merge_experts(first, &layout, selection)?;
+                if let Some(base) = checkpoints.get(1) {
+                    jobs::add_base(&mut jobs, &layout, base, 1)?;
+                }
+                (jobs, Some(layout))
+            }
+            None => whole_checkpoints(&checkpoints, &given, self.layout, context)?,
+        };
         let method =
             Ruled::new(&recipe.method, &recipe.parameters, &recipe.rules, &jobs).map_err(|reason| anyhow!(reason))?;
-        check(&method, &jobs, first)?;
+        method.warnings().iter().for_each(|warning| context.warn(warning));
         // One spelling and order, however they were given.
         recipe.parameters = method.parameters();
-        recipe.parameters.extend(selection.parameters());
+        recipe.parameters.extend(selection.map(Selection::parameters).unwrap_or_default());
         recipe.parameters.extend(emit.parameters());
-        method.warnings().iter().for_each(|warning| context.warn(warning));
+        let is_merged = selection.is_some() && emit == Emit::Merged;
         let run = Run {
-            config: config_json(first, &layout, emit == Emit::Merged),
+            config: layout.as_ref().and_then(|layout| config_json(first, layout, is_merged)),
             metadata: kept_metadata(first),
-            checkpoints: roles.iter().copied().zip(&checkpoints).collect(),
-            jobs: emit.apply(jobs, first, &layout)?,
+            checkpoints: given.iter().copied().zip(&checkpoints).collect(),
+            jobs: match &layout {
+                Some(layout) => emit.apply(jobs, first, layout)?,
+                None => jobs,
+            },
             method: Some(&method),
             recipe,
             threads: context.threads,
@@ -156,20 +158,57 @@ impl Merging<'_> {
     }
 }
 
-/// The inputs of a method, by role.
-fn roles(method: &str) -> Result<&'static [&'static str]> {
-    match method {
-        "interpolate" => Ok(&["checkpoint"]),
-        "arithmetic" => Ok(&["checkpoint", "base"]),
-        other => bail!("a recipe can't be run with the method {other}"),
+/// Which experts are merged; `None` where whole checkpoints are.
+fn selection(recipe: &Recipe) -> Result<Option<Selection>> {
+    let experts_alone = matches!(recipe.method.as_str(), "interpolate" | "arithmetic");
+    match experts_alone || recipe.parameters.contains_key("experts") || recipe.parameters.contains_key("task") {
+        true => Selection::from_parameters(&recipe.parameters).map(Some).map_err(|reason| anyhow!(reason)),
+        false => Ok(None),
     }
 }
 
-fn check(method: &dyn Method, jobs: &[Job], first: &Checkpoint) -> Result<()> {
-    for job in jobs {
-        if let Source::Merge(merge) = &job.source {
-            method.check(merge).map_err(|reason| Error::tensor(first.path(), &merge.name, reason))?;
+/// Whether a method has the inputs it needs, in the order it needs them.
+fn check_roles(method: &str, in_one: bool, given: &[&str]) -> Result<()> {
+    let has_base = matches!(method, "arithmetic" | "ties" | "dare");
+    let (fits, wanted) = match (in_one, has_base) {
+        (true, false) => (given == ["checkpoint"], "one checkpoint"),
+        (true, true) => (given == ["checkpoint", "base"], "a checkpoint, then its base"),
+        (false, true) => {
+            let (base, models) = given.split_at(given.len().min(1));
+            (
+                base == ["base"] && !models.is_empty() && models.iter().all(|role| *role == "model"),
+                "a base, then its models",
+            )
         }
+        (false, false) if method == "slerp" => (given == ["model", "model"], "two models"),
+        (false, false) => (given.len() > 1 && given.iter().all(|role| *role == "model"), "two models or more"),
+    };
+    if !fits {
+        bail!(
+            "{method} needs {wanted} as its inputs, and has: {}",
+            if given.is_empty() { "none".into() } else { given.join(", ") }
+        );
     }
     Ok(())
+}
+
+fn whole_checkpoints(
+    checkpoints: &[Checkpoint],
+    given: &[&str],
+    layout: &LayoutArg,
+    context: &Context,
+) -> Result<(Vec<Job>, Option<Layout>)> {
+    // Names that mean nothing to us match as well as others.
+    let names = || checkpoints.iter().take(1).flat_map(Checkpoint::tensors).map(|info| info.name.as_str());
+    let layout = match (checkpoints.first(), layout.layout.is_some() || Layout::detect(names()).is_some()) {
+        (Some(first), true) => Some(layout_for(layout, first)?),
+        _ => None,
+    };
+    let bases = given.iter().filter(|role| **role == "base").count();
+    let roles: Vec<Role> =
+        (0..given.len()).map(|n| if n < bases { Role::Base } else { Role::Model(n - bases) }).collect();
+    let inputs: Vec<&Checkpoint> = checkpoints.iter().collect();
+    let matched = several::merge_checkpoints(&inputs, &roles, layout.as_ref())?;
+    matched.notes.iter().for_each(|note| context.warn(note));
+    Ok((matched.jobs, layout))
 }

@@ -3,6 +3,7 @@
 pub mod arithmetic;
 pub mod completions;
 pub mod convert;
+pub mod dare;
 pub mod diff;
 pub mod init;
 pub mod inspect;
@@ -10,6 +11,10 @@ pub mod interpolate;
 pub mod merge;
 pub mod recipe;
 pub mod resize;
+pub mod several;
+pub mod slerp;
+pub mod soup;
+pub mod ties;
 
 use std::path::Path;
 use std::time::Instant;

@@ -7,7 +7,7 @@ use formats::layout::Modality;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Method;
+use super::{Method, Span, unusual_lambda};
 use crate::jobs::{Merge, Role};
 
 /// base + Σₘ λₘ · (expertₘ − base) (Sung et al., 2023, section 3.2, after Ilharco et al., 2023).
@@ -90,17 +90,16 @@ impl Method for Arithmetic {
 
     fn warnings(&self) -> Vec<String> {
         let all = self.lambda.by_modality.is_empty().then_some(&self.lambda.all);
-        let unusual = self.lambda.by_modality.values().chain(all).filter(|lambda| !(0.0..=2.0).contains(*lambda));
-        unusual.map(|lambda| format!("λ = {lambda} is far from the usual 0 to 1")).collect()
+        self.lambda.by_modality.values().chain(all).filter_map(|&lambda| unusual_lambda(lambda)).collect()
     }
 
-    fn merge_f32(&self, merge: &Merge, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
-        self.merge(merge, inputs, out, |value| value as f32);
+    fn merge_f32(&self, span: &Span, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
+        self.merge(span.merge, inputs, out, |value| value as f32);
         Ok(())
     }
 
-    fn merge_f64(&self, merge: &Merge, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
-        self.merge(merge, inputs, out, |value| value);
+    fn merge_f64(&self, span: &Span, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
+        self.merge(span.merge, inputs, out, |value| value);
         Ok(())
     }
 }
@@ -178,7 +177,7 @@ mod tests {
             inputs: inputs_of.collect(),
         };
         let mut out = vec![f64::NAN; inputs[0].len()];
-        method.merge_f64(&merge, inputs, &mut out).unwrap();
+        method.merge_f64(&Span::whole(&merge), inputs, &mut out).unwrap();
         out
     }
 

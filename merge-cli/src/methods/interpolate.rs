@@ -4,7 +4,7 @@ use formats::layout::Modality;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Method;
+use super::{Method, Span};
 use crate::jobs::{Merge, Role};
 
 /// Weights vision by `ratio` and language by 1 − `ratio`; where there is a `vl` expert too, it
@@ -49,14 +49,14 @@ impl Method for Interpolate {
         }
     }
 
-    fn merge_f32(&self, merge: &Merge, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
-        let coefficients: Vec<f32> = self.coefficients(merge).into_iter().map(|c| c as f32).collect();
+    fn merge_f32(&self, span: &Span, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
+        let coefficients: Vec<f32> = self.coefficients(span.merge).into_iter().map(|c| c as f32).collect();
         weighted_sum(&coefficients, inputs, out, 0.0);
         Ok(())
     }
 
-    fn merge_f64(&self, merge: &Merge, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
-        weighted_sum(&self.coefficients(merge), inputs, out, 0.0);
+    fn merge_f64(&self, span: &Span, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
+        weighted_sum(&self.coefficients(span.merge), inputs, out, 0.0);
         Ok(())
     }
 }
@@ -101,7 +101,8 @@ mod tests {
 
     fn run(ratio: f64, modalities: &[Modality], inputs: &[&[f32]]) -> Vec<f32> {
         let mut out = vec![f32::NAN; inputs[0].len()];
-        Interpolate { ratio }.merge_f32(&merge(modalities), inputs, &mut out).unwrap();
+        let merge = merge(modalities);
+        Interpolate { ratio }.merge_f32(&Span::whole(&merge), inputs, &mut out).unwrap();
         out
     }
 
