@@ -161,6 +161,8 @@ impl Detected {
                     evidence.assumed = false;
                 }
                 None => {
+                    // Why it couldn't be found no longer matters.
+                    self.warnings.retain(|warning| !warning.starts_with(&format!("{field}: ")));
                     let value = shown(&value);
                     self.evidence.push(Evidence { field: field.clone(), value, from: RECORD.into(), assumed: false });
                 }
@@ -1227,9 +1229,9 @@ mod tests {
         assert_eq!(from(&found, "vl_start"), RECORD);
         assert_eq!(assumed(&found), Vec::<&str>::new());
         assert_eq!(
-            found.warnings.last().unwrap(),
-            "layers: 12 because transformer.blocks.11.attn.qkv.weight is in the last layer, but 13 in the file's \
-             record; the weights win"
+            found.warnings,
+            ["layers: 12 because transformer.blocks.11.attn.qkv.weight is in the last layer, but 13 in the file's \
+             record; the weights win"]
         );
     }
 

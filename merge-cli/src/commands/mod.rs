@@ -16,10 +16,12 @@ pub mod slerp;
 pub mod soup;
 pub mod ties;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use formats::layout::Layout;
 use formats::write::check_target;
 use formats::{Checkpoint, config};
@@ -54,8 +56,7 @@ pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
             let known: Vec<&str> = Layout::builtin().iter().map(Layout::name).collect();
             anyhow::bail!("there is no layout '{wish}': give {} or a TOML file", known.join(", "));
         }
-        let text = std::fs::read_to_string(wish).with_context(|| format!("{wish}: cannot read the layout"))?;
-        return Ok(Layout::from_toml(&text, wish)?);
+        return Ok(read_layout(wish)?);
     }
     match Layout::detect(checkpoint.tensors().iter().map(|info| info.name.as_str())) {
         Some(found) => Ok(found.layout.clone()),
@@ -68,6 +69,15 @@ pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
             )
         }
     }
+}
+
+fn read_layout(path: &str) -> formats::Result<Layout> {
+    // Beyond what a layout may have, so that `from_toml` refuses it, and not all of a device.
+    const MOST: u64 = 2 << 20;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MOST).read_to_string(&mut text));
+    read.map_err(|e| formats::Error::io(path, "read the layout", e))?;
+    Layout::from_toml(&text, path)
 }
 
 pub fn selection(args: &ExpertsArgs) -> Result<Selection> {
