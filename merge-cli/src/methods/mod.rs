@@ -201,6 +201,12 @@ mod testing {
         modalities.iter().map(|&modality| Role::Expert(modality)).collect()
     }
 
+    /// Any magnitude from normal numbers far below to far above a weight's.
+    pub fn finite_f32() -> impl proptest::strategy::Strategy<Value = f32> {
+        use proptest::num::f32::{NEGATIVE, NORMAL, POSITIVE, ZERO};
+        proptest::strategy::Strategy::prop_map(NORMAL | POSITIVE | NEGATIVE | ZERO, |x| x % 1e6)
+    }
+
     /// Tensors in memory, in runs of `step`.
     struct Memory {
         inputs: Vec<Vec<f64>>,

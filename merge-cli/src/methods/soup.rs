@@ -11,7 +11,8 @@ use crate::jobs::{Merge, Role};
 /// The uniform soup of a modality-specific checkpoint's experts is their mean in every layer; with
 /// weights, a layer without a `vl` expert shares the others' among v and l.
 ///
-/// mergekit 0.1.5's `linear` sums in f32; on the same f32 tensors it is within 6e-8 of this.
+/// mergekit 0.1.5's `linear` is within 3e-16 of a tensor's largest magnitude on f64 tensors and, summing in
+/// f32, within 8e-8 on f32 ones (`tests/against_mergekit.py`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Soup {
@@ -114,8 +115,10 @@ pub(super) fn weighted_sum<T: Element>(coefficients: &[f64], inputs: &[&[T]], ou
 #[cfg(test)]
 mod tests {
     use formats::layout::Modality::{self, Language, Vision, VisionLanguage};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
-    use super::super::testing::{experts, merge_of, models, run, run_f32};
+    use super::super::testing::{experts, finite_f32, merge_of, models, run, run_f32};
     use super::*;
 
     fn weighted(weights: &[f64]) -> Soup {
@@ -146,12 +149,12 @@ mod tests {
         assert!((deep[0] - 4.2).abs() < 1e-15);
     }
 
-    #[test]
-    fn identical_models_make_themselves() {
-        let model: Vec<f32> = (0..3000).map(|i| (i as f32 * 0.37).sin() * 10f32.powi(i % 60 - 30)).collect();
-        for count in 1..8 {
+    proptest! {
+        #[test]
+        fn identical_models_make_themselves(model in vec(finite_f32(), 1..2500), count in 1usize..8) {
             let soup = Soup { weights: None, normalize: true };
-            assert_eq!(run_f32(&soup, "w", &models(count), &vec![model.as_slice(); count], 700), model);
+            let out = run_f32(&soup, "w", &models(count), &vec![model.as_slice(); count], 700);
+            prop_assert_eq!(out, model);
         }
     }
 
