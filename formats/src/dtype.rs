@@ -189,11 +189,23 @@ pub fn encode_f64(values: &[f64], dtype: Dtype, out: &mut Vec<u8>) -> bool {
     match dtype {
         Dtype::F64 => values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
         Dtype::F32 => values.iter().for_each(|&v| out.extend_from_slice(&(v as f32).to_le_bytes())),
-        Dtype::F16 => values.iter().for_each(|&v| out.extend_from_slice(&f16::from_f64(v).to_le_bytes())),
-        Dtype::Bf16 => values.iter().for_each(|&v| out.extend_from_slice(&bf16::from_f64(v).to_le_bytes())),
+        Dtype::F16 => values.iter().for_each(|&v| out.extend_from_slice(&f16::from_f32(to_odd(v)).to_le_bytes())),
+        Dtype::Bf16 => values.iter().for_each(|&v| out.extend_from_slice(&bf16::from_f32(to_odd(v)).to_le_bytes())),
         _ => return false,
     }
     true
+}
+
+/// An f32 that rounds to f16 and bf16 as `value` does: cut short, with the last bit set if anything was cut off
+/// (rounding to odd). The half crate's own `from_f64` looks at the upper half of the bits only and is off by one
+/// near ties; a cast to f32 would round twice.
+fn to_odd(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) == value || value.is_nan() {
+        return near;
+    }
+    let beyond = f64::from(near).abs() > value.abs();
+    f32::from_bits((near.to_bits() - u32::from(beyond)) | 1)
 }
 
 /// Appends `values` to `out` as little-endian elements of a floating dtype; otherwise as [`encode_f64`].
@@ -208,4 +220,44 @@ pub fn encode_f32(values: &[f32], dtype: Dtype, out: &mut Vec<u8>) -> bool {
         _ => return false,
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(value: f64, dtype: Dtype) -> u16 {
+        let mut out = Vec::new();
+        assert!(encode_f64(&[value], dtype, &mut out));
+        u16::from_le_bytes(out.try_into().expect("two bytes"))
+    }
+
+    /// Between each two neighbours: the tie goes to the even one, and the smallest step off the tie decides.
+    #[test]
+    fn narrowing_rounds_once_to_nearest_even() {
+        let decode = |bits: u16, dtype| match dtype {
+            Dtype::F16 => f16::from_bits(bits).to_f64(),
+            _ => bf16::from_bits(bits).to_f64(),
+        };
+        for (dtype, infinity) in [(Dtype::F16, 0x7c00u16), (Dtype::Bf16, 0x7f80)] {
+            for low in 0..infinity - 1 {
+                let (below, above) = (decode(low, dtype), decode(low + 1, dtype));
+                let tie = below + (above - below) / 2.0;
+                for (value, expected) in [
+                    (below, low),
+                    (tie.next_down(), low),
+                    (tie, low + (low & 1)),
+                    (tie.next_up(), low + 1),
+                    (above, low + 1),
+                ] {
+                    assert_eq!(encoded(value, dtype), expected, "{value:e} as {dtype}");
+                    assert_eq!(encoded(-value, dtype), expected | 0x8000, "{:e} as {dtype}", -value);
+                }
+            }
+            assert_eq!(encoded(f64::MAX, dtype), infinity);
+            assert_eq!(encoded(f64::INFINITY, dtype), infinity);
+            assert_eq!(encoded(f64::from_bits(1), dtype), 0);
+            assert!(decode(encoded(f64::NAN, dtype), dtype).is_nan());
+        }
+    }
 }

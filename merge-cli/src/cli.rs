@@ -62,6 +62,11 @@ pub enum Command {
     /// Compare two checkpoints tensor by tensor.
     Diff(diff::Args),
     /// Print a shell's completion script.
+    #[command(after_help = "\
+Examples:
+  vlmerge completions bash > ~/.local/share/bash-completion/completions/vlmerge
+  vlmerge completions zsh > ~/.zfunc/_vlmerge
+  vlmerge completions fish > ~/.config/fish/completions/vlmerge.fish")]
     Completions {
         /// The shell.
         shell: Shell,

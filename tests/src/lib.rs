@@ -1,1 +1,9 @@
+//! Runs the workspace's programs as a user would, and looks at their files by other means than theirs.
 
+mod folder;
+mod program;
+mod tensors;
+
+pub use folder::{Folder, Ran};
+pub use program::program;
+pub use tensors::{Tensor, Tensors, read, write, write_sharded};

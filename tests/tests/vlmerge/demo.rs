@@ -1,0 +1,29 @@
+//! The README's first command.
+
+use std::process::Command;
+
+use blackbox::{Folder, Ran, program};
+
+#[test]
+fn the_demo_shows_every_command_and_leaves_its_files_if_asked() {
+    let folder = Folder::new();
+    program("vlmerge");
+    let demo = || {
+        let mut command = Command::new(program("fixtures"));
+        command.args(["demo", "--keep", "files"]).current_dir(folder.path("."));
+        Ran::of(command, "fixtures demo --keep files")
+    };
+    let printed = demo().done();
+    for command in ["inspect ms.ckpt", "interpolate", "arithmetic", "diff", "convert"] {
+        assert!(printed.contains(&format!("\n$ vlmerge {command}")), "{command}: {printed}");
+    }
+    assert!(printed.lines().count() < 140, "{printed}");
+    assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+    for part in ["equal: ", "different: ", "made by vlmerge", "Done in "] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    folder.vlmerge("inspect files/merged.ckpt").done();
+    let again = demo();
+    assert_eq!((again.code, again.stdout.as_str()), (Some(1), ""));
+    assert_eq!(again.stderr, "fixtures: files: the folder isn't empty; name a new one\n");
+}
