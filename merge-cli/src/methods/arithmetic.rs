@@ -89,8 +89,12 @@ impl Method for Arithmetic {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let all = self.lambda.by_modality.is_empty().then_some(&self.lambda.all);
-        self.lambda.by_modality.values().chain(all).filter_map(|&lambda| unusual_lambda(lambda)).collect()
+        let by_modality = &self.lambda.by_modality;
+        let unusual = by_modality.iter().filter_map(|(modality, &lambda)| {
+            unusual_lambda(lambda).map(|warning| warning.replace(" is", &format!(" for {modality} is")))
+        });
+        let all = unusual_lambda(self.lambda.all).filter(|_| by_modality.is_empty());
+        unusual.chain(all).collect()
     }
 
     fn merge_f32(&self, span: &Span, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {

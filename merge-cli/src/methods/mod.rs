@@ -147,7 +147,7 @@ fn one() -> f64 {
 
 /// A warning of a λ that is no usual one.
 fn unusual_lambda(lambda: f64) -> Option<String> {
-    (!(0.0..=2.0).contains(&lambda)).then(|| format!("λ = {lambda} is far from the usual 0 to 1"))
+    (!(0.0..=2.0).contains(&lambda)).then(|| format!("λ {lambda} is far from the usual 0 to 1"))
 }
 
 /// f32 or f64: methods that compute in f64 whatever a checkpoint stores.
