@@ -50,8 +50,9 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
     let path = checkpoint.path();
     let fault = |reason: String| Error::file(path, reason);
     let becomes = layout.becomes().ok_or_else(|| fault(no_beginning(layout)))?;
-    let target = Layout::by_name(becomes.layout())
-        .ok_or_else(|| fault(format!("layout '{}' becomes '{}', which is none", layout.name(), becomes.layout())))?;
+    let target = Layout::by_name(becomes.layout()).ok_or_else(|| {
+        fault(format!("layout '{}' becomes '{}', which is no built-in layout", layout.name(), becomes.layout()))
+    })?;
     let source = checkpoint.config(layout).config;
     let renamed = rename(checkpoint, layout, becomes)?;
     let layers = layers(target, &renamed, &source).map_err(fault)?;
