@@ -50,8 +50,10 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
     let path = checkpoint.path();
     let fault = |reason: String| Error::file(path, reason);
     let becomes = layout.becomes().ok_or_else(|| fault(no_beginning(layout)))?;
-    let target = Layout::by_name(becomes.layout())
-        .ok_or_else(|| fault(format!("layout '{}' becomes '{}', which is none", layout.name(), becomes.layout())))?;
+    let target = Layout::by_name(becomes.layout()).ok_or_else(|| {
+        let (from, to) = (show_name(layout.name()), show_name(becomes.layout()));
+        fault(format!("layout '{from}' becomes '{to}', which is no built-in layout"))
+    })?;
     let source = checkpoint.config(layout).config;
     let renamed = rename(checkpoint, layout, becomes)?;
     let layers = layers(target, &renamed, &source).map_err(fault)?;
@@ -101,6 +103,11 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
                 Job { info, source: Source::Copy { checkpoint: 0, tensor } }
             })),
         }
+    }
+    // A name that is an expert's already would stand beside the expert made for it.
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = made.jobs.iter().find(|job| !seen.insert(job.info.name.as_str())) {
+        return Err(fault(format!("two of its tensors become '{}'", show_name(&twice.info.name))));
     }
     Ok(made)
 }
@@ -190,7 +197,8 @@ fn positions(
     let from = first.kind.patches(first.rows, 0).ok_or_else(|| first.fault(no_square(first.rows)))?;
     let kind = target.position_table(becomes.positions());
     let Some(kind @ PositionTable::Relative { per_layer: true, text: true }) = kind else {
-        let reason = format!("'{}' is no joint position table of layout '{}'", becomes.positions(), target.name());
+        let name = show_name(becomes.positions());
+        let reason = format!("'{name}' is no joint position table of layout '{}'", target.name());
         return Err(Error::file(checkpoint.path(), reason));
     };
     let heads = first.columns;

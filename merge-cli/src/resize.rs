@@ -3,7 +3,7 @@
 use formats::config::ModelConfig;
 use formats::layout::{Buffer, Grid, Layout, PositionTable};
 use formats::position::resize_table;
-use formats::{Checkpoint, Error, Result, TensorInfo, encode_f64};
+use formats::{Checkpoint, Error, Result, TensorInfo, encode_f64, show_name};
 
 use crate::jobs::{Job, Source};
 
@@ -51,7 +51,8 @@ pub fn resize(checkpoint: &Checkpoint, layout: &Layout, image_size: usize, text_
         }
     }
     if tables.is_empty() {
-        return Err(Error::file(path, format!("it has none of the position tables of layout '{}'", layout.name())));
+        let layout = show_name(layout.name());
+        return Err(Error::file(path, format!("it has none of the position tables of layout '{layout}'")));
     }
     config.image_size = Some(image_size);
     config.image_grid = Some(to);

@@ -247,6 +247,10 @@ fn what_is_no_beit_or_half_of_one() {
         "tensor 'transformer.cls_token': it and 'cls_token' both become 'transformer.cls_token'"
     );
 
+    let mut experts = whole.clone();
+    experts.tensors.extend(state_dict(&[("blocks.0.norm1.l.weight", &[16])]).tensors);
+    assert_eq!(error(&experts, &[]), "two of its tensors become 'transformer.blocks.0.norm1.l.weight'");
+
     let reshaped = |shape: &[usize]| {
         let mut odd = whole.clone();
         let table = odd.tensors.iter_mut().filter(|tensor| tensor.name.ends_with(TABLE)).nth(1).unwrap();

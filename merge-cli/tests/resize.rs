@@ -195,6 +195,18 @@ fn half_precision_is_rounded_once() {
     assert!(folder.ok(&["diff", "f16r.safetensors", "f32r16.safetensors"]).starts_with("equal"));
 }
 
+/// 257² + 3 rows of 16 are more than the 2²⁰ elements that are written at a time.
+#[test]
+fn a_table_longer_than_a_piece() {
+    let folder = Folder::new();
+    let table = "beit3.encoder.embed_positions.A.weight";
+    folder.zip("a.pth", &beit3(&ModelSpec::preset(Size::Nano, Variant::AllMoe)), Some("model"));
+    folder.ok(&["resize", "a.pth", "--image-size", "4112", "-o", "b.pth"]);
+    let (before, after) = (values(&folder.open("a.pth"), table), values(&folder.open("b.pth"), table));
+    let expected = formats::position::resize_table(&before, 16, formats::layout::Grid { start: 3, side: 2 }, 257);
+    assert!(expected.len() > 1 << 20 && furthest(&after, &expected) < 1e-8);
+}
+
 #[test]
 fn threads_and_containers_change_nothing() {
     let folder = Folder::new();
