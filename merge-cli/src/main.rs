@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args, &context),
         Command::Interpolate(args) => commands::interpolate::run(&args, &context),
         Command::Arithmetic(args) => commands::arithmetic::run(&args, &context),
+        Command::Regmean(args) => commands::regmean::run(&args, &context),
         Command::Diff(args) => commands::diff::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };

@@ -326,7 +326,9 @@ fn view_reading(doc: &Document, args: &[Id]) -> Reading {
     // The last argument may say that the values are to be conjugated or negated when read.
     let is_set = |&id: &Id, bit: &str| doc.get(id, bit).and_then(|value| doc.int(value)) == Some(1);
     if args.last().is_some_and(|last| is_set(last, "conj") || is_set(last, "neg")) {
-        return Reading::Unsupported("a view that PyTorch conjugates or negates; save it after resolve_conj() or resolve_neg()".into());
+        return Reading::Unsupported(
+            "a view that PyTorch conjugates or negates; save it after resolve_conj() or resolve_neg()".into(),
+        );
     }
     match view(doc, args) {
         Ok((dtype, shape, data)) => Reading::Tensor { dtype, shape, data },

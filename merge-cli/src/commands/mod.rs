@@ -6,6 +6,7 @@ pub mod convert;
 pub mod diff;
 pub mod inspect;
 pub mod interpolate;
+pub mod regmean;
 
 use std::path::Path;
 use std::time::Instant;
@@ -76,8 +77,28 @@ pub fn usage<T>(message: &str) -> Result<T> {
     crate::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit()
 }
 
+/// What a command reports beyond what every merge does.
+#[derive(Default)]
+pub struct Details {
+    /// Lines that follow the summary.
+    pub text: String,
+    /// Fields beside the summary's.
+    pub json: serde_json::Map<String, serde_json::Value>,
+}
+
 /// Runs jobs into the output and reports on them.
 pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
+    write_with(run, output, json, context, Details::default)
+}
+
+/// As [`write`], with details that are known after the run.
+pub fn write_with(
+    run: Run,
+    output: &OutputArgs,
+    json: bool,
+    context: &Context,
+    details: impl FnOnce() -> Details,
+) -> Result<Report> {
     let inputs: Vec<&Checkpoint> = run.checkpoints.iter().map(|&(_, checkpoint)| checkpoint).collect();
     for input in &inputs {
         for (name, reason) in input.skipped() {
@@ -99,14 +120,21 @@ pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Re
         let values = text::count(summary.overflowed, "value");
         context.warn(format!("{values} beyond the dtype's range became infinite"));
     }
-    Ok(Report { stdout: report(&method, &summary, output, started, json)?, success: true })
+    Ok(Report { stdout: report(&method, &summary, details(), output, started, json)?, success: true })
 }
 
-fn report(method: &str, summary: &Summary, output: &OutputArgs, started: Instant, json: bool) -> Result<String> {
+fn report(
+    method: &str,
+    summary: &Summary,
+    details: Details,
+    output: &OutputArgs,
+    started: Instant,
+    json: bool,
+) -> Result<String> {
     let seconds = started.elapsed().as_secs_f64();
     let size = std::fs::metadata(&output.output).map(|found| found.len()).unwrap_or(0);
     if json {
-        let report = json!({
+        let mut report = json!({
             "output": output.output.to_string_lossy(),
             "bytes": size,
             "tensors": summary.tensors,
@@ -116,6 +144,9 @@ fn report(method: &str, summary: &Summary, output: &OutputArgs, started: Instant
             "seconds": seconds,
             "recipe": summary.recipe,
         });
+        if let Some(report) = report.as_object_mut() {
+            report.extend(details.json);
+        }
         return Ok(serde_json::to_string_pretty(&report)? + "\n");
     }
     let merged = match summary.merged {
@@ -123,10 +154,11 @@ fn report(method: &str, summary: &Summary, output: &OutputArgs, started: Instant
         n => format!(", {} of them merged by {method}", text::thousands(n as u64)),
     };
     Ok(format!(
-        "{}: {}{merged}, {} in {seconds:.2} s\n",
+        "{}: {}{merged}, {} in {seconds:.2} s\n{}",
         formats::show_path(&output.output),
         text::count(summary.tensors as u64, "tensor"),
-        text::bytes(size)
+        text::bytes(size),
+        details.text
     ))
 }
 

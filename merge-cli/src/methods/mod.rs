@@ -2,9 +2,13 @@
 
 mod arithmetic;
 mod interpolate;
+mod regmean;
 
 pub use arithmetic::{Arithmetic, Lambda};
 pub use interpolate::Interpolate;
+pub use regmean::{LayerReport, OnSingular, Options as RegMeanOptions, RegMean};
+
+use formats::Digester;
 
 use crate::jobs::Merge;
 
@@ -29,4 +33,14 @@ pub trait Method: Sync {
 
     /// The same in f64, for checkpoints stored in f64.
     fn merge_f64(&self, merge: &Merge, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()>;
+
+    /// Inputs that the method reads by itself, with their roles in the recipe.
+    fn own_inputs(&self) -> Vec<(&str, &Digester<'_>)> {
+        Vec::new()
+    }
+
+    /// Called when every tensor is computed, before the file gets its name: an error leaves no file.
+    fn finish(&self) -> formats::Result<()> {
+        Ok(())
+    }
 }
