@@ -38,8 +38,18 @@ impl<'c> Digester<'c> {
         }
     }
 
+    /// Takes note of one tensor's bytes as they pass by in order, in portions of any length.
+    pub fn in_order(&self, tensor: usize) -> InOrder<'_, 'c> {
+        InOrder { digester: self, tensor, position: 0, hasher: blake3::Hasher::new() }
+    }
+
+    /// The checkpoint whose digest this is.
+    pub fn checkpoint(&self) -> &'c Checkpoint {
+        self.checkpoint
+    }
+
     /// The digest as 64 hexadecimal digits. Runs that didn't pass by are read now, on `threads` threads.
-    pub fn finish(self, threads: usize) -> Result<String> {
+    pub fn finish(&self, threads: usize) -> Result<String> {
         let missing: Vec<(usize, usize)> = self
             .runs
             .iter()
@@ -81,6 +91,36 @@ impl<'c> Digester<'c> {
             }
         }
         hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// One tensor's bytes on their way past a [`Digester`], from the first to the last.
+#[derive(Debug)]
+pub struct InOrder<'d, 'c> {
+    digester: &'d Digester<'c>,
+    tensor: usize,
+    /// Bytes that have passed.
+    position: usize,
+    hasher: blake3::Hasher,
+}
+
+impl InOrder<'_, '_> {
+    /// Takes note of the next bytes.
+    pub fn pass(&mut self, mut bytes: &[u8]) {
+        let info = &self.digester.checkpoint.tensors()[self.tensor];
+        let (run, total) = (PIECE * info.dtype.size(), info.bytes());
+        while !bytes.is_empty() && self.position < total {
+            let end = total.min((self.position / run + 1) * run);
+            let (now, later) = bytes.split_at(bytes.len().min(end - self.position));
+            self.hasher.update(now);
+            self.position += now.len();
+            if self.position == end {
+                let mut runs = self.digester.runs[self.tensor].lock().unwrap_or_else(PoisonError::into_inner);
+                runs[(end - 1) / run] = Some(self.hasher.finalize());
+                self.hasher.reset();
+            }
+            bytes = later;
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod config;
 mod digest;
 mod dtype;
 mod error;
+pub mod grams;
 pub mod layout;
 pub mod parallel;
 pub mod pickle;

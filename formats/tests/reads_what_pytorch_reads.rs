@@ -66,10 +66,7 @@ fn files_saved_by_pytorch() {
     let folder = fixtures().join("torch");
     let expected = json(folder.join("expected.json"));
     // Files that PyTorch reads, or once read, and this library refuses with a reason.
-    let refused = BTreeMap::from([
-        ("zip_deflated.pt", "compressed"),
-        ("tar.pt", "before version 0.1.10"),
-    ]);
+    let refused = BTreeMap::from([("zip_deflated.pt", "compressed"), ("tar.pt", "before version 0.1.10")]);
     let mut seen = 0;
     for (file, expectation) in expected.as_object().expect("an object") {
         let opened = formats::open(folder.join(file));

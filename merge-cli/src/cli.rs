@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use merge_cli::{Emit, Task};
 
 use crate::commands::{
-    arithmetic, convert, dare, diff, init, inspect, interpolate, merge, recipe, resize, slerp, soup, ties,
+    arithmetic, convert, dare, diff, init, inspect, interpolate, merge, recipe, regmean, resize, slerp, soup, ties,
 };
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.
@@ -43,6 +43,8 @@ pub enum Command {
     Interpolate(interpolate::Args),
     /// Merge experts by modality arithmetic: base + λ·Σ(expert − base).
     Arithmetic(arithmetic::Args),
+    /// Merge experts by RegMean: linear layers by least squares on the inputs they saw, the rest by mean.
+    Regmean(regmean::Args),
     /// Average checkpoints, or experts: a model soup.
     Soup(soup::Args),
     /// Interpolate between two checkpoints, or experts, along the arc.

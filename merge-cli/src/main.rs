@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Recipe(args) => commands::recipe::run(&args),
         Command::Init(args) => commands::init::run(&args, &context),
         Command::Resize(args) => commands::resize::run(&args, &context),
+        Command::Regmean(args) => commands::regmean::run(&args, &context),
         Command::Diff(args) => commands::diff::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };

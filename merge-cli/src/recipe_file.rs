@@ -125,7 +125,7 @@ fn parse(text: &str) -> Result<RecipeFile, Complaint> {
 }
 
 fn check_build(method: &str, parameters: &Map<String, Value>, at: usize) -> Result<(), Complaint> {
-    methods::build(method, parameters).map(drop).map_err(|reason| Complaint { at, reason })
+    methods::check_parameters(method, parameters).map_err(|reason| Complaint { at, reason })
 }
 
 fn input(table: &DeTable<'_>) -> Result<RecipeInput, Complaint> {

@@ -108,6 +108,13 @@ impl From<NamePattern> for String {
     }
 }
 
+/// The parameters of one merge: those of all, and over them those of the rules that match it, in their order.
+pub fn parameters_of(merge: &Merge, parameters: &Map<String, Value>, rules: &[Rule]) -> Map<String, Value> {
+    let mut own = parameters.clone();
+    rules.iter().filter(|rule| rule.matches(merge)).for_each(|rule| own.extend(rule.parameters.clone()));
+    own
+}
+
 /// A method whose parameters depend on the tensor. Where several rules match, all apply in their
 /// order: a later one overrides what an earlier one set.
 pub struct Ruled {
@@ -126,10 +133,7 @@ impl Ruled {
         let mut by_name = HashMap::new();
         for job in jobs {
             let Source::Merge(merge) = &job.source else { continue };
-            let mut own = parameters.clone();
-            for rule in rules.iter().filter(|rule| rule.matches(merge)) {
-                own.extend(rule.parameters.clone());
-            }
+            let own = parameters_of(merge, parameters, rules);
             let variant = match seen.iter().position(|known| *known == own) {
                 Some(variant) => variant,
                 None => {

@@ -68,8 +68,10 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
         check(method, &jobs, &inputs)?;
     }
     let digesters: Vec<Digester> = checkpoints.iter().map(|(_, checkpoint)| Digester::new(checkpoint)).collect();
-    recipe.inputs = checkpoints
-        .iter()
+    let own = method.map(|method| method.own_inputs()).unwrap_or_default();
+    let roles = checkpoints.iter().map(|&(role, checkpoint)| (role, checkpoint));
+    recipe.inputs = roles
+        .chain(own.iter().map(|&(role, digester)| (role, digester.checkpoint())))
         .map(|(role, checkpoint)| RecipeInput {
             role: role.to_string(),
             name: checkpoint.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -105,8 +107,11 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
         progress(bytes.len() as u64);
         Ok(bytes)
     })?;
+    if let Some(method) = method {
+        method.finish()?;
+    }
     let overflowed = producer.overflowed.into_inner();
-    for (input, digester) in recipe.inputs.iter_mut().zip(digesters) {
+    for (input, digester) in recipe.inputs.iter_mut().zip(digesters.iter().chain(own.iter().map(|&(_, own)| own))) {
         input.content_digest = digester.finish(threads)?;
     }
     metadata.insert(RECIPE_KEY.into(), recipe.to_json());

@@ -164,10 +164,11 @@ impl Writer {
     }
 
     fn pieces(&self, whole: impl Fn(usize) -> bool) -> Vec<Piece> {
+        let whole: Vec<bool> = (0..self.tensors.len()).map(whole).collect();
         let mut pieces = Vec::new();
         for (tensor, info) in self.tensors.iter().enumerate() {
             let elements = info.elements();
-            let step = if whole(tensor) { elements.max(1) } else { PIECE };
+            let step = if whole[tensor] { elements.max(1) } else { PIECE };
             let mut start = 0;
             // An empty tensor is one empty piece: containers want to hear of it.
             loop {
@@ -178,6 +179,10 @@ impl Writer {
                     break;
                 }
             }
+        }
+        if let Sink::Safetensors(_) = self.sink {
+            // Any order will do here: with the big pieces first, no thread is left with one at the end.
+            pieces.sort_by_key(|piece| std::cmp::Reverse(if whole[piece.tensor] { piece.elements.len() } else { 0 }));
         }
         pieces
     }

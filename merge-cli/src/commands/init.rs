@@ -80,7 +80,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
     };
-    write_noting(run, None, notes, &args.output, args.json.json, context).map(|(report, _)| report)
+    write_noting(run, None, || notes, &args.output, args.json.json, context).map(|(report, _)| report)
 }
 
 fn notes(made: &Initialised, args: &Args) -> Vec<Note> {

@@ -114,6 +114,9 @@ pub struct Merging<'a> {
 impl Merging<'_> {
     /// Carries the merge out; also returns the recipe as it stands in the result.
     pub fn execute(self, context: &Context) -> Result<(Report, Recipe)> {
+        if self.recipe.method == "regmean" {
+            return super::regmean::execute(self, false, context);
+        }
         let mut recipe = self.recipe;
         let selection = selection(&recipe)?;
         let given: Vec<&str> = self.inputs.iter().map(|input| input.role.as_str()).collect();
@@ -154,7 +157,7 @@ impl Merging<'_> {
             threads: context.threads,
         };
         let root = run.usual_root();
-        super::write_noting(run, root, Vec::new(), self.output, self.json, context)
+        super::write_noting(run, root, Vec::new, self.output, self.json, context)
     }
 }
 
@@ -168,9 +171,10 @@ fn selection(recipe: &Recipe) -> Result<Option<Selection>> {
 }
 
 /// Whether a method has the inputs it needs, in the order it needs them.
-fn check_roles(method: &str, in_one: bool, given: &[&str]) -> Result<()> {
+pub fn check_roles(method: &str, in_one: bool, given: &[&str]) -> Result<()> {
     let has_base = matches!(method, "arithmetic" | "ties" | "dare");
     let (fits, wanted) = match (in_one, has_base) {
+        _ if method == "regmean" => (given == ["checkpoint", "grams"], "a checkpoint, then its grams"),
         (true, false) => (given == ["checkpoint"], "one checkpoint"),
         (true, true) => (given == ["checkpoint", "base"], "a checkpoint, then its base"),
         (false, true) => {

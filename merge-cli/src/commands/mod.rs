@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod interpolate;
 pub mod merge;
 pub mod recipe;
+pub mod regmean;
 pub mod resize;
 pub mod several;
 pub mod slerp;
@@ -107,15 +108,15 @@ pub struct Note {
 /// Runs jobs into the output and reports on them.
 pub fn write(run: Run, output: &OutputArgs, json: bool, context: &Context) -> Result<Report> {
     let root = run.usual_root();
-    write_noting(run, root, Vec::new(), output, json, context).map(|(report, _)| report)
+    write_noting(run, root, Vec::new, output, json, context).map(|(report, _)| report)
 }
 
 /// As [`write`], with findings in the report, and a PyTorch file's tensors under `root` or else `state_dict`. Also
-/// returns the recipe as it stands in the file.
+/// returns the recipe as it stands in the file. The findings are asked for when the file is written.
 pub fn write_noting(
     run: Run,
     root: Option<&str>,
-    notes: Vec<Note>,
+    notes: impl FnOnce() -> Vec<Note>,
     output: &OutputArgs,
     json: bool,
     context: &Context,
@@ -141,7 +142,7 @@ pub fn write_noting(
         let values = text::count(summary.overflowed, "value");
         context.warn(format!("{values} beyond the dtype's range became infinite"));
     }
-    let report = Report { stdout: report(&method, &summary, notes, output, started, json)?, success: true };
+    let report = Report { stdout: report(&method, &summary, notes(), output, started, json)?, success: true };
     Ok((report, summary.recipe))
 }
 
@@ -173,7 +174,7 @@ fn report(
         0 => String::new(),
         n => format!(", {} of them merged by {method}", text::thousands(n as u64)),
     };
-    let notes = notes.iter().filter(|note| !note.text.is_empty()).map(|note| format!("  {}\n", note.text));
+    let notes = notes.iter().filter(|note| !note.text.is_empty()).map(|note| format!("  {}\n", note.text.trim_end()));
     Ok(format!(
         "{}: {}{merged}, {} in {seconds:.2} s\n{}",
         formats::show_path(&output.output),

@@ -65,7 +65,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         checkpoints: vec![("checkpoint", &checkpoint)],
     };
     let root = run.usual_root();
-    write_noting(run, root, notes, &args.output, args.json.json, context).map(|(report, _)| report)
+    write_noting(run, root, || notes, &args.output, args.json.json, context).map(|(report, _)| report)
 }
 
 fn notes(resized: &Resized, image_size: u32) -> Vec<Note> {

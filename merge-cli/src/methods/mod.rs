@@ -3,6 +3,7 @@
 mod arithmetic;
 mod dare;
 mod interpolate;
+mod regmean;
 mod slerp;
 mod soup;
 mod ties;
@@ -11,17 +12,19 @@ mod vectors;
 pub use arithmetic::{Arithmetic, Lambda};
 pub use dare::Dare;
 pub use interpolate::Interpolate;
+pub use regmean::{LayerReport, OnSingular, Options as RegMeanOptions, RegMean};
 pub use slerp::Slerp;
 pub use soup::Soup;
 pub use ties::Ties;
 
+use formats::Digester;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::jobs::Merge;
 
 /// The methods that a recipe can name.
-pub const NAMES: &[&str] = &["interpolate", "arithmetic", "soup", "slerp", "ties", "dare"];
+pub const NAMES: &[&str] = &["interpolate", "arithmetic", "regmean", "soup", "slerp", "ties", "dare"];
 
 /// Parameters of every merge, whatever its method: what is merged, and under which names.
 pub const SHARED: &[&str] = &["experts", "task", "emit"];
@@ -31,6 +34,7 @@ pub fn parameter_names(method: &str) -> Option<&'static [&'static str]> {
     match method {
         "interpolate" => Some(&["ratio"]),
         "arithmetic" => Some(&["lambda", "sequential"]),
+        "regmean" => Some(&["non_diag_scale", "ridge", "on_singular"]),
         "soup" => Some(&["weights", "normalize"]),
         "slerp" => Some(&["t"]),
         "ties" => Some(&["density", "lambda"]),
@@ -39,16 +43,23 @@ pub fn parameter_names(method: &str) -> Option<&'static [&'static str]> {
     }
 }
 
-/// A method from a recipe's parameters; the shared ones are left to whoever plans the merge.
+/// Whether a method takes these parameters; the shared ones may be among them.
 ///
 /// # Errors
 /// No such method, a parameter missing, unknown or of the wrong type, in words.
-pub fn build(method: &str, parameters: &Map<String, Value>) -> Result<Box<dyn Method>, String> {
-    fn read<M: DeserializeOwned>(parameters: &Map<String, Value>) -> Result<M, String> {
-        let mut own = parameters.clone();
-        own.retain(|name, _| !SHARED.contains(&name.as_str()));
-        serde_json::from_value(Value::Object(own)).map_err(|e| e.to_string())
+pub fn check_parameters(method: &str, parameters: &Map<String, Value>) -> Result<(), String> {
+    match method {
+        "regmean" => read::<RegMeanOptions>(parameters).map(drop),
+        _ => build(method, parameters).map(drop),
     }
+}
+
+/// A method from a recipe's parameters; the shared ones are left to whoever plans the merge, and RegMean to
+/// [`RegMean::new`], which wants its grams.
+///
+/// # Errors
+/// As [`check_parameters`].
+pub fn build(method: &str, parameters: &Map<String, Value>) -> Result<Box<dyn Method>, String> {
     Ok(match method {
         "interpolate" => Box::new(read::<Interpolate>(parameters)?),
         "arithmetic" => Box::new(read::<Arithmetic>(parameters)?),
@@ -58,6 +69,16 @@ pub fn build(method: &str, parameters: &Map<String, Value>) -> Result<Box<dyn Me
         "dare" => Box::new(read::<Dare>(parameters)?),
         _ => return Err(format!("there is no method '{method}': it is {}", NAMES.join(", "))),
     })
+}
+
+/// A method's own parameters, out of a recipe's.
+///
+/// # Errors
+/// A parameter is missing, unknown or of the wrong type, in words.
+pub fn read<M: DeserializeOwned>(parameters: &Map<String, Value>) -> Result<M, String> {
+    let mut own = parameters.clone();
+    own.retain(|name, _| !SHARED.contains(&name.as_str()));
+    serde_json::from_value(Value::Object(own)).map_err(|e| e.to_string())
 }
 
 /// A way to make one tensor out of several of its shape.
@@ -105,6 +126,16 @@ pub trait Method: Sync {
 
     /// The same in f64, for checkpoints stored in f64.
     fn merge_f64(&self, span: &Span, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()>;
+
+    /// Inputs that the method reads by itself, with their roles in the recipe.
+    fn own_inputs(&self) -> Vec<(&str, &Digester<'_>)> {
+        Vec::new()
+    }
+
+    /// Called when every tensor is computed, before the file gets its name: an error leaves no file.
+    fn finish(&self) -> formats::Result<()> {
+        Ok(())
+    }
 }
 
 /// The elements of a tensor that a method is to merge, and what it may want to know about them.

@@ -153,7 +153,10 @@ fn arithmetic_on_a_base_with_experts() {
     folder.vlmerge("arithmetic ms.safetensors --base ms.safetensors --lambda 0.5 -o out.safetensors").done();
     let refusal =
         folder.refuses("arithmetic ms.safetensors --base ms.safetensors --lambda 0.5 --sequential -o o.safetensors");
-    assert!(refusal.contains("sequential arithmetic starts from one set of weights, and the base has experts"), "{refusal}");
+    assert!(
+        refusal.contains("sequential arithmetic starts from one set of weights, and the base has experts"),
+        "{refusal}"
+    );
 }
 
 #[test]
