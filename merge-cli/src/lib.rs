@@ -5,6 +5,7 @@
 //! modality-specific checkpoint, [`run::run`] streams it into a file.
 
 pub mod diff;
+pub mod distance;
 pub mod jobs;
 pub mod methods;
 pub mod recipe;
