@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use merge_cli::Task;
 
-use crate::commands::{arithmetic, convert, diff, inspect, interpolate};
+use crate::commands::{arithmetic, convert, diff, distance, inspect, interpolate};
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ pub enum Command {
     Interpolate(interpolate::Args),
     /// Merge experts by modality arithmetic: base + λ·Σ(expert − base).
     Arithmetic(arithmetic::Args),
+    /// Measure how far the experts of each layer are apart: L2, cosine, SSD, TSSD.
+    Distance(distance::Args),
     /// Compare two checkpoints tensor by tensor.
     Diff(diff::Args),
     /// Print a shell's completion script.

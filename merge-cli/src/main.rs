@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Interpolate(args) => commands::interpolate::run(&args, &context),
         Command::Arithmetic(args) => commands::arithmetic::run(&args, &context),
         Command::Diff(args) => commands::diff::run(&args, &context),
+        Command::Distance(args) => commands::distance::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };
     match report {

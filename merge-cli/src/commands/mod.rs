@@ -4,6 +4,7 @@ pub mod arithmetic;
 pub mod completions;
 pub mod convert;
 pub mod diff;
+pub mod distance;
 pub mod inspect;
 pub mod interpolate;
 

@@ -230,64 +230,75 @@ impl<'a> Measurement<'a> {
 
     fn measure_as<T: Element>(&self, threads: usize, progress: &(impl Fn(u64) + Sync)) -> Result<Vec<Distance>> {
         let mut searches = self.searches();
-        let mut sums = Vec::new();
-        for (number, pass) in Pass::all::<T>().into_iter().enumerate() {
-            let tallies: Vec<Mutex<Each<Tally>>> = self.tallies(&searches).into_iter().map(Mutex::new).collect();
-            let found = in_parallel(self.pieces.len(), threads, |piece, buffers: &mut Buffers<T>| {
-                let piece = &self.pieces[piece];
-                let cell = self.slots[piece.slot].cell;
-                let mut sums = Each::<Sums>::default();
-                let mut counters = std::mem::take(&mut buffers.counters);
-                let wanted = lock(&tallies[cell]).clone();
-                self.each_chunk(piece, buffers, progress, |vectors| {
+        let mut passes = Pass::all::<T>().into_iter();
+        let first = passes.next().filter(|_| self.truncates());
+        let sums = self.pass::<T, _>(first, &mut searches, threads, progress, true)?;
+        if !self.truncates() {
+            return Ok(self.report(&sums, None));
+        }
+        for pass in passes {
+            self.pass::<T, _>(Some(pass), &mut searches, threads, progress, false)?;
+        }
+        let truncated = self.truncated::<T>(&searches, threads, progress)?;
+        Ok(self.report(&sums, Some(&truncated)))
+    }
+
+    /// Reads everything once. Settles the next digit of every search if `pass` says which, and returns each
+    /// group's sums if they are `wanted`, else zeros.
+    fn pass<T: Element, P: Fn(u64) + Sync>(
+        &self,
+        pass: Option<Pass>,
+        searches: &mut [Each<[Search; 2]>],
+        threads: usize,
+        progress: &P,
+        wanted: bool,
+    ) -> Result<Vec<Each<Sums>>> {
+        let prefixes = self.prefixes(searches);
+        let tallies: Vec<Mutex<Each<Tally>>> = self.cells.iter().map(|_| Mutex::default()).collect();
+        let found = in_parallel(self.pieces.len(), threads, |piece, buffers: &mut Buffers<T>| {
+            let piece = &self.pieces[piece];
+            let cell = self.slots[piece.slot].cell;
+            let mut sums = Each::<Sums>::default();
+            let mut counters = std::mem::take(&mut buffers.counters);
+            self.each_chunk(piece, buffers, progress, |vectors| {
+                if let Some(pass) = pass {
                     self.each_vector(cell, |space, side| {
-                        if self.truncates() {
-                            counters[space][side].count(pass, wanted[space][side].prefixes(), &vectors[space][side]);
-                        }
+                        counters[space][side].count(pass, &prefixes[cell][space][side], &vectors[space][side]);
                     });
-                    if number > 0 {
-                        return true;
-                    }
-                    let mut finite = true;
+                }
+                let mut finite = true;
+                if wanted {
                     self.each_pair(cell, |space, pair, [x, y]| {
                         let found = Sums::of(&vectors[space][x], &vectors[space][y]);
-                        finite &= found.apart.is_finite() && found.xx.is_finite() && found.yy.is_finite();
+                        finite &= found.xx.is_finite() && found.yy.is_finite();
                         sums[space][pair].add(&found);
                     });
-                    finite
-                })?;
-                let mut tally = lock(&tallies[cell]);
-                self.each_vector(cell, |space, side| tally[space][side].take(pass, &mut counters[space][side]));
-                buffers.counters = counters;
-                Ok(sums)
+                }
+                finite
             })?;
-            if number == 0 {
-                sums = found;
+            if let Some(pass) = pass {
+                let mut tally = tallies[cell].lock().unwrap_or_else(|e| e.into_inner());
+                self.each_vector(cell, |space, side| {
+                    tally[space][side].take(pass, &prefixes[cell][space][side], &mut counters[space][side]);
+                });
             }
-            if !self.truncates() {
-                break;
-            }
+            buffers.counters = counters;
+            Ok(sums)
+        })?;
+        if let Some(pass) = pass {
             let tallies: Vec<Each<Tally>> =
                 tallies.into_iter().map(|tally| tally.into_inner().unwrap_or_else(|e| e.into_inner())).collect();
-            for (group, searches) in self.groups.iter().zip(&mut searches) {
-                for (space, searches) in searches.iter_mut().enumerate() {
-                    for (pair, sides) in searches.iter_mut().enumerate() {
-                        for (search, side) in sides.iter_mut().zip(PAIRS[pair]) {
-                            let cells = group.cells.iter().filter(|&&cell| self.cells[cell].has_pair(pair));
-                            search.narrow(pass, cells.map(|&cell| &tallies[cell][space][side]));
-                        }
-                    }
+            self.narrow(searches, pass, &tallies);
+        }
+        let mut by_group: Vec<Each<Sums>> = vec![Each::default(); self.groups.len()];
+        for (piece, sums) in self.pieces.iter().zip(&found) {
+            for group in self.cells[self.slots[piece.slot].cell].groups {
+                for (totals, sums) in by_group[group].iter_mut().flatten().zip(sums.iter().flatten()) {
+                    totals.add(sums);
                 }
             }
         }
-        let mut by_group: Vec<Each<Sums>> = vec![Each::default(); self.groups.len()];
-        for (piece, sums) in self.pieces.iter().zip(&sums) {
-            for group in self.cells[self.slots[piece.slot].cell].groups {
-                for_each(|space, pair| by_group[group][space][pair].add(&sums[space][pair]));
-            }
-        }
-        let truncated = if self.truncates() { self.truncated::<T>(&searches, threads, progress)? } else { Vec::new() };
-        Ok(self.report(&by_group, &truncated))
+        Ok(by_group)
     }
 
     /// A search for each group's, space's and pair's two thresholds.
@@ -303,20 +314,33 @@ impl<'a> Measurement<'a> {
         self.groups.iter().map(of_group).collect()
     }
 
-    /// For each cell, what the searches of the groups it belongs to ask about.
-    fn tallies(&self, searches: &[Each<[Search; 2]>]) -> Vec<Each<Tally>> {
+    /// For each cell, what the searches of the groups it belongs to ask about, sorted.
+    fn prefixes(&self, searches: &[Each<[Search; 2]>]) -> Vec<Each<Vec<u64>>> {
         let of_cell = |(number, cell): (usize, &Cell)| {
-            let mut wanted = Each::<Vec<u64>>::default();
+            let mut prefixes = Each::<BTreeSet<u64>>::default();
             for group in cell.groups {
                 self.each_pair(number, |space, pair, sides| {
                     for (search, side) in searches[group][space][pair].iter().zip(sides) {
-                        wanted[space][side].push(search.prefix);
+                        prefixes[space][side].insert(search.prefix);
                     }
                 });
             }
-            wanted.map(|wanted| wanted.map(Tally::new))
+            prefixes.map(|sides| sides.map(|prefixes| prefixes.into_iter().collect()))
         };
         self.cells.iter().enumerate().map(of_cell).collect()
+    }
+
+    fn narrow(&self, searches: &mut [Each<[Search; 2]>], pass: Pass, tallies: &[Each<Tally>]) {
+        for (group, searches) in self.groups.iter().zip(searches) {
+            for (space, searches) in searches.iter_mut().enumerate() {
+                for (pair, searches) in searches.iter_mut().enumerate() {
+                    for (search, side) in searches.iter_mut().zip(PAIRS[pair]) {
+                        let cells = group.cells.iter().filter(|&&cell| self.cells[cell].has_pair(pair));
+                        search.narrow(pass, cells.map(|&cell| &tallies[cell][space][side]));
+                    }
+                }
+            }
+        }
     }
 
     /// For each group, the sums that are left after truncation by the thresholds found.
@@ -346,20 +370,22 @@ impl<'a> Measurement<'a> {
         let mut by_group: Vec<Each<f64>> = vec![Each::default(); self.groups.len()];
         for (piece, sums) in self.pieces.iter().zip(&found) {
             for (at, group) in self.cells[self.slots[piece.slot].cell].groups.into_iter().enumerate() {
-                for_each(|space, pair| by_group[group][space][pair] += sums[space][pair][at]);
+                for (total, sums) in by_group[group].iter_mut().flatten().zip(sums.iter().flatten()) {
+                    *total += sums[at];
+                }
             }
         }
         Ok(by_group)
     }
 
-    fn report(&self, sums: &[Each<Sums>], truncated: &[Each<f64>]) -> Vec<Distance> {
+    fn report(&self, sums: &[Each<Sums>], truncated: Option<&[Each<f64>]>) -> Vec<Distance> {
         let mut distances = Vec::new();
         for (at, &space) in self.spaces.iter().enumerate() {
             for (number, &pair) in Pair::ALL.iter().enumerate() {
                 for (index, group) in self.groups.iter().enumerate() {
                     if group.cells.iter().any(|&cell| self.cells[cell].has_pair(number)) {
                         let sums = &sums[index][at][number];
-                        let truncated = truncated.get(index).map_or(sums.soft_sign, |sums| sums[at][number]);
+                        let truncated = truncated.map_or(sums.soft_sign, |sums| sums[index][at][number]);
                         let metrics = sums.metrics(truncated);
                         distances.push(Distance { space, pair, scope: group.scope, elements: sums.elements, metrics });
                     }
@@ -524,16 +550,4 @@ fn in_parallel<S: Default, R: Send>(
     });
     done.sort_by_key(|(task, _)| *task);
     done.into_iter().map(|(_, result)| result).collect()
-}
-
-fn lock<V>(mutex: &Mutex<V>) -> std::sync::MutexGuard<'_, V> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-fn for_each(mut visit: impl FnMut(usize, usize)) {
-    for space in 0..2 {
-        for other in 0..3 {
-            visit(space, other);
-        }
-    }
 }

@@ -14,6 +14,8 @@ pub trait Real: Copy + Default + PartialOrd + Send + Sync + 'static {
 
     fn to_f64(self) -> f64;
     fn abs(self) -> Self;
+    /// Whether the sign bit is set.
+    fn is_negative(self) -> bool;
     fn minus(self, other: Self) -> Self;
     /// A whole number that orders like the magnitude.
     fn key(self) -> u64;
@@ -32,6 +34,10 @@ impl Real for f32 {
 
     fn abs(self) -> f32 {
         self.abs()
+    }
+
+    fn is_negative(self) -> bool {
+        self.is_sign_negative()
     }
 
     fn minus(self, other: f32) -> f32 {
@@ -56,6 +62,10 @@ impl Real for f64 {
 
     fn abs(self) -> f64 {
         self.abs()
+    }
+
+    fn is_negative(self) -> bool {
+        self.is_sign_negative()
     }
 
     fn minus(self, other: f64) -> f64 {
@@ -145,25 +155,13 @@ impl Search {
 /// How many elements of one part of a vector begin with each of the digits that searches ask about.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    /// The prefixes asked about, sorted.
-    prefixes: Vec<u64>,
     counts: BTreeMap<u64, u64>,
 }
 
 impl Tally {
-    pub fn new(mut prefixes: Vec<u64>) -> Tally {
-        prefixes.sort_unstable();
-        prefixes.dedup();
-        Tally { prefixes, counts: BTreeMap::new() }
-    }
-
-    pub fn prefixes(&self) -> &[u64] {
-        &self.prefixes
-    }
-
     /// Adds and clears what a counter has counted for these prefixes.
-    pub fn take(&mut self, pass: Pass, counter: &mut Counter) {
-        let digits = self.prefixes.iter().flat_map(|&prefix| prefix << pass.bits..(prefix + 1) << pass.bits);
+    pub fn take(&mut self, pass: Pass, prefixes: &[u64], counter: &mut Counter) {
+        let digits = prefixes.iter().flat_map(|&prefix| prefix << pass.bits..(prefix + 1) << pass.bits);
         for (digit, count) in digits.zip(&mut counter.counts) {
             if *count > 0 {
                 *self.counts.entry(digit).or_default() += u64::from(std::mem::take(count));
@@ -179,25 +177,31 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    /// Counts at most `u32::MAX` elements before [`Tally::take`].
+    /// Counts the elements that begin with one of `prefixes`, which are distinct; at most `u32::MAX` of them
+    /// before [`Tally::take`].
     pub fn count<T: Real>(&mut self, pass: Pass, prefixes: &[u64], values: &[T]) {
         self.counts.resize(prefixes.len() << pass.bits, 0);
         if pass.number == 0 {
-            for value in values {
-                self.counts[(value.key() >> pass.below) as usize] += 1;
-            }
+            self.count_first(pass, values);
             return;
         }
-        // Few elements begin like a threshold: a look at their first digit sorts out the rest.
+        // Few elements begin like a threshold. Their first digit sorts out the rest, without a branch that
+        // could be mispredicted.
         let mut begins = [false; 1 << FIRST_DIGIT];
         let first = pass.total - FIRST_DIGIT;
         let settled = pass.below + pass.bits;
         for prefix in prefixes {
             begins[(prefix << settled >> first) as usize] = true;
         }
-        for value in values {
-            let key = value.key();
-            if begins[(key >> first) as usize] {
+        let mut similar = [0; BLOCK];
+        for block in values.chunks(BLOCK) {
+            let mut count = 0;
+            for value in block {
+                let key = value.key();
+                similar[count % BLOCK] = key;
+                count += usize::from(begins[(key >> first) as usize % begins.len()]);
+            }
+            for key in &similar[..count] {
                 let prefix = key >> settled;
                 if let Some(at) = prefixes.iter().position(|&wanted| wanted == prefix) {
                     let digit = (key >> pass.below) as usize & ((1 << pass.bits) - 1);
@@ -206,7 +210,31 @@ impl Counter {
             }
         }
     }
+
+    fn count_first<T: Real>(&mut self, pass: Pass, values: &[T]) {
+        // Neighbours often have the same digit; counting them in different places, neither waits for the other.
+        const LANES: usize = 4;
+        let mut lanes = [[0u32; 1 << FIRST_DIGIT]; LANES];
+        let (head, tail) = values.as_chunks::<LANES>();
+        let digit = |value: &T| (value.key() >> pass.below) as usize % (1 << FIRST_DIGIT);
+        for values in head {
+            for (lane, value) in lanes.iter_mut().zip(values) {
+                lane[digit(value)] += 1;
+            }
+        }
+        for value in tail {
+            lanes[0][digit(value)] += 1;
+        }
+        for lane in &lanes {
+            for (total, count) in self.counts.iter_mut().zip(lane) {
+                *total += count;
+            }
+        }
+    }
 }
+
+/// Elements sorted out at a time.
+const BLOCK: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -237,10 +265,11 @@ mod tests {
         let mut search = Search::new(parts.iter().map(|part| part.len() as u64).sum(), top_k);
         for pass in Pass::all::<T>() {
             let tally = |part: &&[T]| {
-                let mut tally = Tally::new(vec![search.prefix, search.prefix]);
-                let mut counter = Counter::default();
-                counter.count(pass, tally.prefixes(), part);
-                tally.take(pass, &mut counter);
+                // Another search asks about its own prefix, which must not disturb this one's.
+                let prefixes = if search.prefix == 0 { vec![0] } else { vec![0, search.prefix] };
+                let (mut tally, mut counter) = (Tally::default(), Counter::default());
+                counter.count(pass, &prefixes, part);
+                tally.take(pass, &prefixes, &mut counter);
                 tally
             };
             let tallies: Vec<Tally> = parts.iter().map(tally).collect();
