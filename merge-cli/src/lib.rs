@@ -8,6 +8,7 @@ pub mod diff;
 pub mod distance;
 pub mod jobs;
 pub mod methods;
+pub mod plot;
 pub mod recipe;
 pub mod run;
 pub mod selection;

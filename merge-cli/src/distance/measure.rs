@@ -20,7 +20,7 @@ use super::threshold::{Counter, Pass, Real, Search, Tally};
 use crate::jobs::{Job, Merge, Role, Source};
 
 /// What the vectors hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Space {
     /// The experts' weights.
@@ -30,7 +30,7 @@ pub enum Space {
 }
 
 /// Two modalities whose experts are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Pair(pub Modality, pub Modality);
 
 impl Pair {
@@ -48,7 +48,7 @@ impl fmt::Display for Pair {
 }
 
 /// Parts of a layer as they are reported: both norms together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PartGroup {
     Attention,
@@ -80,7 +80,7 @@ impl fmt::Display for PartGroup {
 }
 
 /// Which tensors' values, one after another, make up the vectors. A layer of `None` is what stands outside the layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(tag = "scope", rename_all = "snake_case")]
 pub enum Scope {
     /// All experts.
@@ -191,10 +191,9 @@ impl<'a> Measurement<'a> {
                 *has |= expert.is_some();
             }
             let starts = (0..slot.elements).step_by(PIECE);
-            pieces.extend(starts.map(|start| Piece {
-                slot: slots.len(),
-                elements: start..slot.elements.min(start + PIECE),
-            }));
+            pieces.extend(
+                starts.map(|start| Piece { slot: slots.len(), elements: start..slot.elements.min(start + PIECE) }),
+            );
             slots.push(slot);
         }
         let based = slots.iter().any(|slot| slot.bases.iter().any(Option::is_some));
@@ -215,7 +214,11 @@ impl<'a> Measurement<'a> {
     /// # Errors
     /// A tensor can't be read, or holds NaN or infinity.
     pub fn measure(&self, threads: usize, progress: impl Fn(u64) + Sync) -> Result<Vec<Distance>> {
-        if self.is_f64() { self.measure_as::<f64>(threads, &progress) } else { self.measure_as::<f32>(threads, &progress) }
+        if self.is_f64() {
+            self.measure_as::<f64>(threads, &progress)
+        } else {
+            self.measure_as::<f32>(threads, &progress)
+        }
     }
 
     fn is_f64(&self) -> bool {
@@ -439,7 +442,11 @@ impl<'a> Measurement<'a> {
             if values.iter().any(|value| !value.to_f64().is_finite()) {
                 let checkpoint = self.checkpoints[number];
                 let name = &checkpoint.tensors()[tensor].name;
-                return Err(Error::tensor(checkpoint.path(), name, "it holds NaN or infinity: no distance to it exists"));
+                return Err(Error::tensor(
+                    checkpoint.path(),
+                    name,
+                    "it holds NaN or infinity: no distance to it exists",
+                ));
             }
         }
         Ok(())
