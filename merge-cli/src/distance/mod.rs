@@ -9,8 +9,10 @@
 
 mod measure;
 mod metrics;
+mod scope;
 mod threshold;
 
-pub use measure::{Distance, Measurement, Pair, PartGroup, Scope, Space};
+pub use measure::Measurement;
 pub use metrics::{Metrics, Sums, add_truncated, metrics};
+pub use scope::{Distance, Pair, PartGroup, Scope, Space};
 pub use threshold::{Real, kept, threshold};

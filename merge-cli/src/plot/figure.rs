@@ -250,7 +250,7 @@ fn cut(text: &str, size: f64, width: f64) -> String {
         return text.into();
     }
     let mut cut: Vec<char> = text.chars().collect();
-    while let Some(_) = cut.pop() {
+    while cut.pop().is_some() {
         let shown: String = cut.iter().chain(&['…']).collect();
         if font::width(&shown, size) <= width {
             return shown;

@@ -8,7 +8,6 @@ use merge_cli::plot::{Figure, Map, Panel};
 
 use super::table::{layers, pairs, parts, spaces};
 use super::{Args, Metric, file_name, layer_name};
-use crate::text;
 
 /// A map for each metric and, side by side, space; in each a panel of layers × parts for every pair.
 pub fn figure(args: &Args, distances: &[Distance]) -> Figure {
@@ -18,11 +17,11 @@ pub fn figure(args: &Args, distances: &[Distance]) -> Figure {
     let cell = |space, pair, layer, part, metric: Metric| {
         let found = by_place.get(&(space, pair, Scope::LayerPart { layer, part }))?;
         let value = metric.of(&found.metrics)?;
-        Some((value, text::short(value)))
+        Some((value, metric.shown(value)))
     };
     let panel = |space, pair, metric: Metric| {
         let overall = by_place.get(&(space, pair, Scope::Overall)).and_then(|found| metric.of(&found.metrics));
-        let overall = overall.map_or_else(|| "–".into(), text::short);
+        let overall = overall.map_or_else(|| "–".into(), |value| metric.shown(value));
         let places = layers.iter().flat_map(|&layer| parts.iter().map(move |&part| (layer, part)));
         let cells = places.map(|(layer, part)| cell(space, pair, layer, part, metric)).collect();
         Panel { title: format!("{pair} (overall {overall})"), cells }
@@ -58,7 +57,7 @@ fn notes(args: &Args, distances: &[Distance]) -> Vec<String> {
     let legend = legend.collect::<Vec<_>>().join(", ");
     let mut notes = vec![
         "Light is close, dark is far apart: the closer experts are, the better merging them is expected to go.".into(),
-        format!("Experts: {legend}. Number in each cell: the distance over all weights of that part."),
+        format!("Experts: {legend}. Number in each cell: the distance over all weights of that layer's part."),
     ];
     if let Some(base) = &args.base {
         notes.push(format!("Modality vectors: expert − {}.", file_name(base)));

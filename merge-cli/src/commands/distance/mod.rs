@@ -142,6 +142,17 @@ impl Metric {
         }
     }
 
+    /// A value of this distance in at most six characters.
+    fn shown(self, value: f64) -> String {
+        match self {
+            // Its place between −1 and 1 is what matters, not the digits of one that is nearly 0.
+            Metric::Cosine if value.is_nan() => value.to_string(),
+            Metric::Cosine if value > -0.0005 => format!("{:.4}", value.max(0.0)),
+            Metric::Cosine => format!("{value:.3}"),
+            _ => text::short(value),
+        }
+    }
+
     /// Its name and what its numbers mean.
     fn title(self, space: Space, top_k: f64) -> String {
         let space = space_name(space);

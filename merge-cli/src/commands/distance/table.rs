@@ -88,7 +88,7 @@ fn shown(distance: Option<&Distance>, metric: Metric) -> String {
     match distance.map(|found| metric.of(&found.metrics)) {
         None => "·".into(),
         Some(None) => "–".into(),
-        Some(Some(value)) => text::short(value),
+        Some(Some(value)) => metric.shown(value),
     }
 }
 
