@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use merge_cli::{Emit, Task};
 
 use crate::commands::{
-    arithmetic, convert, dare, diff, init, inspect, interpolate, merge, recipe, regmean, resize, slerp, soup, ties,
+    arithmetic, convert, dare, diff, distance, init, inspect, interpolate, merge, recipe, regmean, resize, slerp, soup, ties,
 };
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.
@@ -61,6 +61,8 @@ pub enum Command {
     Init(init::Args),
     /// Fit a checkpoint to images of another size: its position tables, bicubic.
     Resize(resize::Args),
+    /// Measure how far the experts of each layer are apart: L2, cosine, SSD, TSSD.
+    Distance(distance::Args),
     /// Compare two checkpoints tensor by tensor.
     Diff(diff::Args),
     /// Print a shell's completion script.

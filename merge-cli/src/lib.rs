@@ -6,9 +6,11 @@
 //! [`run::run`] streams it into a file.
 
 pub mod diff;
+pub mod distance;
 pub mod init;
 pub mod jobs;
 pub mod methods;
+pub mod plot;
 pub mod recipe;
 pub mod recipe_file;
 pub mod resize;

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Command::Resize(args) => commands::resize::run(&args, &context),
         Command::Regmean(args) => commands::regmean::run(&args, &context),
         Command::Diff(args) => commands::diff::run(&args, &context),
+        Command::Distance(args) => commands::distance::run(&args, &context),
         Command::Completions { shell } => commands::completions::run(shell),
     };
     match report {

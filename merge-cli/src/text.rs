@@ -71,6 +71,86 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     out
 }
 
+/// A number in about six characters: `0.0213`, `12.35`, `4.1e-5`.
+pub fn short(value: f64) -> String {
+    let size = value.abs();
+    match size {
+        0.0 => "0".into(),
+        _ if !value.is_finite() => value.to_string(),
+        _ if size < 0.001 || size >= 1e5 => format!("{value:.1e}"),
+        _ if size < 10.0 && value > 0.0 => format!("{value:.4}"),
+        _ if size < 10.0 => format!("{value:.3}"),
+        _ if size < 100.0 => format!("{value:.2}"),
+        _ if size < 1000.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// A number without the digits that only rounding left: `0.333`, `0.2`, `20`.
+pub fn trimmed(value: f64) -> String {
+    let text = format!("{value:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').into()
+}
+
+/// Columns of a table that belong together, under one title: each a heading and its cells.
+pub struct Columns {
+    pub title: String,
+    pub columns: Vec<(String, Vec<String>)>,
+}
+
+/// A table of groups of columns, aligned to the right after a column of `labels`. Groups that don't fit into
+/// `width` go into a further table below.
+pub fn grouped(heading: &str, labels: &[String], groups: &[Columns], width: usize) -> String {
+    const GAP: usize = 3;
+    let count = |text: &str| text.chars().count();
+    let label_width = labels.iter().map(|label| count(label)).chain([count(heading)]).max().unwrap_or(0);
+    let label = |text: &str| format!("  {text}{}", " ".repeat(label_width - count(text)));
+    let widths = |group: &Columns| -> Vec<usize> {
+        let width =
+            |(heading, cells): &(String, Vec<String>)| cells.iter().chain([heading]).map(|cell| count(cell)).max();
+        group.columns.iter().map(|column| width(column).unwrap_or(0)).collect()
+    };
+    let group_width = |group: &Columns| {
+        let widths = widths(group);
+        (widths.iter().sum::<usize>() + widths.len().saturating_sub(1)).max(count(&group.title))
+    };
+    let mut out = String::new();
+    let mut rest = groups;
+    while !rest.is_empty() {
+        let mut used = 2 + label_width;
+        let fitting = rest.iter().take_while(|group| {
+            used += GAP + group_width(group);
+            used <= width
+        });
+        let (now, later) = rest.split_at(fitting.count().max(1));
+        rest = later;
+        let mut line = |first: String, cells: &dyn Fn(&Columns) -> String| {
+            let mut text = first;
+            for group in now {
+                let cells = cells(group);
+                // What a title takes beyond its columns stays free in every line.
+                let free = group_width(group) - count(&cells).min(group_width(group));
+                text += &format!("{}{cells}{}", " ".repeat(GAP), " ".repeat(free));
+            }
+            out.push_str(text.trim_end());
+            out.push('\n');
+        };
+        let row = |group: &Columns, cell: &dyn Fn(&(String, Vec<String>)) -> String| {
+            let cells = group.columns.iter().zip(widths(group));
+            let padded = cells.map(|(column, width)| format!("{:>width$}", cell(column)));
+            padded.collect::<Vec<_>>().join(" ")
+        };
+        if now.iter().any(|group| !group.title.is_empty()) {
+            line(label(""), &|group| group.title.clone());
+        }
+        line(label(heading), &|group| row(group, &|(heading, _)| heading.clone()));
+        for (index, name) in labels.iter().enumerate() {
+            line(label(name), &|group| row(group, &|(_, cells)| cells.get(index).cloned().unwrap_or_default()));
+        }
+    }
+    out
+}
+
 /// At most `width` columns of a text, the last one `…` where more was cut.
 pub fn cut(text: &str, width: usize) -> String {
     match text.char_indices().nth(width.saturating_sub(1)) {
@@ -121,6 +201,26 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".to_string(), "10".into()], vec!["bcd".into(), "9".into()]];
         assert_eq!(table(&rows, &[1]), "  a    10\n  bcd   9\n");
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let shown = [0.0, 0.02134, 1.23456, -0.94123, 12.345, 123.45, 65432.1, 1e6, 4.12e-5, f64::NAN].map(short);
+        let wanted = ["0", "0.0213", "1.2346", "-0.941", "12.35", "123.5", "65432", "1.0e6", "4.1e-5", "NaN"];
+        assert_eq!(shown, wanted);
+        assert_eq!([33.3 / 100.0, 0.2, 20.0, 0.0].map(trimmed), ["0.333", "0.2", "20", "0"]);
+    }
+
+    #[test]
+    fn groups_of_columns_that_do_not_fit_go_below() {
+        let column = |heading: &str, cell: &str| (heading.to_string(), vec![cell.to_string()]);
+        let group =
+            |title: &str| Columns { title: title.into(), columns: vec![column("a", "1.5"), column("longer", "2")] };
+        let both = "        first        second\n  row     a longer     a longer\n  0     1.5      2   1.5      2\n";
+        assert_eq!(grouped("row", &["0".into()], &[group("first"), group("second")], 40), both);
+        let apart = "        first\n  row     a longer\n  0     1.5      2\n\
+                     \x20       second\n  row     a longer\n  0     1.5      2\n";
+        assert_eq!(grouped("row", &["0".into()], &[group("first"), group("second")], 30), apart);
     }
 
     #[test]

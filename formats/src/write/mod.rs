@@ -9,6 +9,7 @@ mod torch_zip;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -48,6 +49,11 @@ impl Container {
 /// `overwrite`, or that can't be written.
 pub fn check_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -> Result<()> {
     Container::for_path(path)?;
+    check_file_target(path, overwrite, inputs)
+}
+
+/// As [`check_target`], for a file that is no checkpoint.
+pub fn check_file_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -> Result<()> {
     if inputs.iter().any(|input| input.reads_from(path)) {
         return Err(Error::file(path, "this output is also an input: choose another name"));
     }
@@ -71,6 +77,16 @@ fn folder_of(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Writes a whole file that is no checkpoint: under a temporary name, then renamed.
+///
+/// # Errors
+/// The folder can't be written to, or the disk is full; then no file is left.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let (mut file, temporary) = Temporary::beside(path)?;
+    file.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;
+    temporary.persist(path)
 }
 
 /// A checkpoint being written.
@@ -106,17 +122,7 @@ impl Writer {
     /// The folder can't be written to, or a dtype doesn't exist in the container.
     pub fn create(path: &Path, tensors: Vec<TensorInfo>, metadata: &Metadata) -> Result<Writer> {
         let container = Container::for_path(path)?;
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(path.file_name().unwrap_or_default());
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        #[cfg(unix)]
-        {
-            // Like any new file: what the umask leaves of 0666.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let (file, temporary) = Temporary::create(&builder, path)?;
+        let (file, temporary) = Temporary::beside(path)?;
         let mut tensors = tensors;
         let sink = match container {
             Container::Safetensors => Sink::Safetensors(safetensors::Sink::create(path, file, &mut tensors, metadata)?),
@@ -227,8 +233,18 @@ impl Writer {
 struct Temporary(Option<TempPath>);
 
 impl Temporary {
-    /// A file beside `target`.
-    fn create(builder: &tempfile::Builder, target: &Path) -> Result<(File, Temporary)> {
+    /// Opens one in the folder of `target`.
+    fn beside(target: &Path) -> Result<(File, Temporary)> {
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(target.file_name().unwrap_or_default());
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        #[cfg(unix)]
+        {
+            // Like any new file: what the umask leaves of 0666.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
         // Listed and made under one lock, here and below: an interrupt must not come in between.
         let mut unfinished = unfinished();
         let file = builder.tempfile_in(folder_of(target)).map_err(|e| Error::io(target, "write", e))?;

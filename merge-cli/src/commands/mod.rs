@@ -5,6 +5,7 @@ pub mod completions;
 pub mod convert;
 pub mod dare;
 pub mod diff;
+pub mod distance;
 pub mod init;
 pub mod inspect;
 pub mod interpolate;
