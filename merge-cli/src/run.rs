@@ -176,23 +176,35 @@ impl Runs for FileRuns<'_> {
     }
 
     fn for_each(&mut self, visit: &mut dyn FnMut(usize, &[&[f64]])) -> Result<()> {
-        let Buffers { bytes, f64s, .. } = &mut *self.buffers;
-        f64s.resize_with(self.merge.inputs.len().max(f64s.len()), Vec::new);
+        let Buffers { survey, f64s, .. } = &mut *self.buffers;
+        let count = self.merge.inputs.len();
+        survey.resize_with(count.max(survey.len()), Vec::new);
+        f64s.resize_with(count.max(f64s.len()), Vec::new);
         for start in (0..self.elements).step_by(PIECE) {
             let range = start..self.elements.min(start + PIECE);
-            for (input, values) in self.merge.inputs.iter().zip(f64s.iter_mut()) {
-                let checkpoint = self.inputs[input.checkpoint];
-                checkpoint.read(input.tensor, range.clone(), bytes)?;
-                if !formats::decode_f64(bytes, checkpoint.tensors()[input.tensor].dtype, values) {
-                    return Err(not_real(checkpoint, input.tensor));
-                }
+            for (input, bytes) in self.merge.inputs.iter().zip(survey.iter_mut()) {
+                self.inputs[input.checkpoint].read(input.tensor, range.clone(), bytes)?;
             }
-            let values: Vec<&[f64]> = f64s.iter().take(self.merge.inputs.len()).map(Vec::as_slice).collect();
-            visit(start, &values);
+            for at in (0..range.len()).step_by(VISIT) {
+                let elements = at..range.len().min(at + VISIT);
+                for ((input, bytes), values) in self.merge.inputs.iter().zip(&*survey).zip(f64s.iter_mut()) {
+                    let checkpoint = self.inputs[input.checkpoint];
+                    let dtype = checkpoint.tensors()[input.tensor].dtype;
+                    let bytes = &bytes[elements.start * dtype.size()..elements.end * dtype.size()];
+                    if !formats::decode_f64(bytes, dtype, values) {
+                        return Err(not_real(checkpoint, input.tensor));
+                    }
+                }
+                let values: Vec<&[f64]> = f64s.iter().take(count).map(Vec::as_slice).collect();
+                visit(start + at, &values);
+            }
         }
         Ok(())
     }
 }
+
+/// Elements decoded for a survey at a time: they stay in cache.
+const VISIT: usize = 1 << 13;
 
 /// One thread's buffers, kept from piece to piece: fresh memory costs more than the arithmetic.
 #[derive(Default)]
@@ -204,6 +216,8 @@ struct Buffers {
     out_f32: Vec<f32>,
     out_f64: Vec<f64>,
     decoded: Vec<f64>,
+    /// Each input's bytes.
+    survey: Vec<Vec<u8>>,
 }
 
 struct Producer<'a> {

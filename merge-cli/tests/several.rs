@@ -36,15 +36,9 @@ mod whole_checkpoints {
         folder.write("a.safetensors", &[("w", &[2], &[3.0, 0.0]), ("scale", &[], &[4.0]), ("zero", &[1], &[0.0])]);
         folder.write("b.safetensors", &[("w", &[2], &[0.0, 4.0]), ("scale", &[], &[6.0]), ("zero", &[1], &[2.0])]);
         let third = folder.run(&["slerp", "a.safetensors", "b.safetensors", "--t", "0.3333333333333333"]);
-        let expected = [3.0 * 0.75f64.sqrt(), 2.0].map(|x| x as f32 as f64);
-        assert_eq!(third["w"], expected);
-        assert_eq!(
-            (&third["scale"], &third["zero"]),
-            (
-                &vec![(14.0f64 / 3.0) as f32 as f64],
-                &vec![2.0f32 as f64 / 3.0].iter().map(|&x| x as f32 as f64).collect()
-            )
-        );
+        assert_eq!(third["w"], single([3.0 * 0.75f64.sqrt(), 2.0]));
+        // Linear, without an angle.
+        assert_eq!((&third["scale"][..], &third["zero"][..]), (&single([14.0 / 3.0])[..], &single([2.0 / 3.0])[..]));
         for (t, end) in [("0", "a.safetensors"), ("1", "b.safetensors")] {
             assert_eq!(folder.run(&["slerp", "a.safetensors", "b.safetensors", "--t", t]), folder.read(end));
         }
@@ -327,7 +321,6 @@ mod experts {
 
         let half = std::f64::consts::FRAC_1_SQRT_2;
         let out = folder.run(&["slerp", "ms.ckpt", "--experts=used", "--task", "irtr", "--t", "0.5"]);
-        let single = |values: [f64; 2]| values.map(|x| x as f32 as f64);
         assert_eq!(layers(&out), [&single([3.0 * half, 4.0 * half]), &single([3.0 * half, 6.0 * half])]);
         // Towards vl (−6, 3) a third of the way, from v = (3, 0).
         let out = folder.run(&["slerp", "ms.ckpt", "--experts", "--t", "0"]);
@@ -527,6 +520,11 @@ mod refusals {
             assert!(stderr.starts_with("vlmerge: warning: ") && stderr.contains(warning), "{args:?}: {stderr}");
         }
     }
+}
+
+/// Rounded to f32, as files hold it.
+fn single<const N: usize>(values: [f64; N]) -> [f64; N] {
+    values.map(|x| x as f32 as f64)
 }
 
 /// Values by name.

@@ -33,9 +33,11 @@ impl Ties {
         // Checked before the run began.
         let Ok(vectors) = Vectors::of(span.merge) else { return };
         let cuts: Vec<Cut> = span.survey.chunks_exact(2).map(Cut::from_numbers).collect();
-        vectors.merge(inputs, out, self.lambda, Combine::Elect, |vector, at, value| match cuts.get(vector) {
-            Some(cut) if !cut.keeps(value, span.start + at) => 0.0,
-            _ => value,
+        if cuts.is_empty() {
+            return vectors.merge(inputs, out, self.lambda, Combine::Elect, |_, _, value| value);
+        }
+        vectors.merge(inputs, out, self.lambda, Combine::Elect, |vector, at, value| {
+            if cuts[vector].keeps(value, span.start + at) { value } else { 0.0 }
         });
     }
 }
@@ -96,7 +98,7 @@ struct Cut {
 impl Cut {
     fn keeps(&self, value: f64, at: usize) -> bool {
         let magnitude = (value as f32).abs();
-        magnitude > self.magnitude || (magnitude == self.magnitude && at < self.until)
+        (magnitude > self.magnitude) | ((magnitude == self.magnitude) & (at < self.until))
     }
 
     /// For [`Span::survey`]; positions are exact up to 2^53.

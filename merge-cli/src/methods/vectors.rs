@@ -79,17 +79,31 @@ impl Vectors {
             votes.clear();
             for (which, vector) in self.vectors.iter().enumerate() {
                 let pairs = inputs[vector.model][start..].iter().zip(&inputs[vector.base][start..]);
-                for (at, (&x, &base)) in pairs.take(out.len()).enumerate() {
+                for ((at, (&x, &base)), left) in pairs.enumerate().zip(&mut votes.left) {
                     let value = x.into() - base.into();
-                    votes.add(at, if value.is_nan() { value } else { thin(which, start + at, value) }, combine);
+                    let thinned = thin(which, start + at, value);
+                    *left = if value.is_nan() { value } else { thinned };
+                }
+                match combine {
+                    Combine::Sum => votes.add(),
+                    Combine::Elect => votes.count(),
                 }
             }
-            for (at, out) in out.iter_mut().enumerate() {
-                let base = match bases.as_slice() {
-                    [base] => base[start + at].into(),
-                    bases => bases.iter().map(|base| base[start + at].into()).sum::<f64>() / bases.len() as f64,
-                };
-                *out = T::round(base + lambda * votes.outcome(at, combine));
+            if combine == Combine::Elect {
+                votes.elect();
+            }
+            match bases.as_slice() {
+                [base] => {
+                    for ((out, base), sum) in out.iter_mut().zip(&base[start..]).zip(&votes.sum) {
+                        *out = T::round((*base).into() + lambda * sum);
+                    }
+                }
+                bases => {
+                    for ((at, out), sum) in out.iter_mut().enumerate().zip(&votes.sum) {
+                        let mean = bases.iter().map(|base| base[start + at].into()).sum::<f64>() / bases.len() as f64;
+                        *out = T::round(mean + lambda * sum);
+                    }
+                }
             }
         }
     }
@@ -102,19 +116,25 @@ impl Vector {
     }
 }
 
-/// Elements whose votes are counted together, small enough to stay in cache.
+/// Elements that are combined together, few enough to stay in cache.
 const BLOCK: usize = 512;
 
+/// A block of elements, each loop over it simple enough for the compiler to do several at a time.
 struct Votes {
+    /// What is left of the vector that votes now.
+    left: [f64; BLOCK],
     sum: [f64; BLOCK],
-    /// Sum and number of the positive elements, then of the negative ones.
-    positive: [(f64, f64); BLOCK],
-    negative: [(f64, f64); BLOCK],
+    /// Sum and number of the elements above 0, then of those below.
+    above: [f64; BLOCK],
+    count_above: [f64; BLOCK],
+    below: [f64; BLOCK],
+    count_below: [f64; BLOCK],
 }
 
 impl Default for Votes {
     fn default() -> Votes {
-        Votes { sum: [0.0; BLOCK], positive: [(0.0, 0.0); BLOCK], negative: [(0.0, 0.0); BLOCK] }
+        let zeros = [0.0; BLOCK];
+        Votes { left: zeros, sum: zeros, above: zeros, count_above: zeros, below: zeros, count_below: zeros }
     }
 }
 
@@ -123,22 +143,33 @@ impl Votes {
         *self = Votes::default();
     }
 
-    fn add(&mut self, at: usize, value: f64, combine: Combine) {
-        self.sum[at] += value;
-        if combine == Combine::Elect && value != 0.0 {
-            let (sum, count) = if value > 0.0 { &mut self.positive[at] } else { &mut self.negative[at] };
-            *sum += value;
-            *count += 1.0;
+    fn add(&mut self) {
+        for (sum, &left) in self.sum.iter_mut().zip(&self.left) {
+            *sum += left;
         }
     }
 
-    fn outcome(&self, at: usize, combine: Combine) -> f64 {
-        let total = self.sum[at];
-        if combine == Combine::Sum || total.is_nan() {
-            return total;
+    fn count(&mut self) {
+        self.add();
+        for ((sum, count), &left) in self.above.iter_mut().zip(&mut self.count_above).zip(&self.left) {
+            *sum += if left > 0.0 { left } else { 0.0 };
+            *count += if left > 0.0 { 1.0 } else { 0.0 };
         }
-        let (sum, count) = if total >= 0.0 { self.positive[at] } else { self.negative[at] };
-        if count == 0.0 { 0.0 } else { sum / count }
+        for ((sum, count), &left) in self.below.iter_mut().zip(&mut self.count_below).zip(&self.left) {
+            *sum += if left < 0.0 { left } else { 0.0 };
+            *count += if left < 0.0 { 1.0 } else { 0.0 };
+        }
+    }
+
+    /// Replaces each sum by the mean of the elements of its sign.
+    fn elect(&mut self) {
+        let above = self.above.iter().zip(&self.count_above);
+        let below = self.below.iter().zip(&self.count_below);
+        for ((sum, (&above, &count_above)), (&below, &count_below)) in self.sum.iter_mut().zip(above).zip(below) {
+            let (elected, count) = if *sum >= 0.0 { (above, count_above) } else { (below, count_below) };
+            let mean = elected / if count > 0.0 { count } else { 1.0 };
+            *sum = if sum.is_nan() { *sum } else { mean };
+        }
     }
 }
 
