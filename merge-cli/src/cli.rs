@@ -7,7 +7,8 @@ use clap_complete::Shell;
 use merge_cli::{Emit, Task};
 
 use crate::commands::{
-    arithmetic, convert, dare, diff, distance, init, inspect, interpolate, merge, recipe, regmean, resize, slerp, soup, ties,
+    arithmetic, convert, dare, diff, distance, init, inspect, interpolate, merge, recipe, regmean, resize, slerp, soup,
+    ties,
 };
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.

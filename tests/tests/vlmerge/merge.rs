@@ -138,25 +138,25 @@ fn arithmetic_takes_a_lambda_for_each_modality() {
     }
     assert!(compared > 0);
     let warning = folder.vlmerge("arithmetic ms.ckpt --base seed.ckpt --lambda v=0.5,l=1,vl=5 -o o.ckpt").warned();
-    assert_eq!(warning, "λ 5 for vl is far from the usual 0 to 1");
+    assert!(warning.starts_with('λ') && warning.contains("far from the usual 0 to 1"), "{warning}");
     let refusal = folder.refuses("arithmetic ms.ckpt --base seed.ckpt --lambda v=0.5,l=1 -o o2.ckpt");
-    assert!(refusal.contains("lambda has no value for its vl expert"), "{refusal}");
+    assert!(refusal.starts_with("ms.ckpt: ") && refusal.contains("lambda") && refusal.contains("vl"), "{refusal}");
     for lambda in ["x", "nan", "v=0.5,v=1", "q=1", "v=inf"] {
         folder.rejects(&format!("arithmetic ms.ckpt --base seed.ckpt --lambda {lambda} -o o2.ckpt"));
     }
 }
 
-/// A modality-specific base gives each expert its own; with λ = 0 that leaves the mean of nothing but the bases.
+/// A modality-specific base gives each expert its own base: here none of them differs, and the mean is left.
 #[test]
 fn arithmetic_on_a_base_with_experts() {
     let folder = edited(|_| ());
     folder.vlmerge("arithmetic ms.safetensors --base ms.safetensors --lambda 0.5 -o out.safetensors").done();
+    let [v, l] = ["v", "l"].map(|m| small()[&format!("transformer.blocks.0.norm1.{m}.weight")].values());
+    let mean: Vec<f32> = v.iter().zip(&l).map(|(v, l)| (v + l) / 2.0).collect();
+    assert_eq!(folder.tensors("out.safetensors")["transformer.blocks.0.norm1.weight"].values(), mean);
     let refusal =
         folder.refuses("arithmetic ms.safetensors --base ms.safetensors --lambda 0.5 --sequential -o o.safetensors");
-    assert!(
-        refusal.contains("sequential arithmetic starts from one set of weights, and the base has experts"),
-        "{refusal}"
-    );
+    assert!(refusal.contains("starts from one set of weights") && refusal.contains("base has experts"), "{refusal}");
 }
 
 #[test]
