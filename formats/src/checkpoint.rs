@@ -9,6 +9,7 @@ use crate::pickle::{Document, Id};
 use crate::read::source::Source;
 use crate::read::torch::{Data, Found, TensorRecord};
 use crate::read::{Format, Storages, legacy, safetensors, sniff, strided, torch, zip};
+use crate::tensor::bytes_of;
 use crate::{Dtype, Error, Result, TensorInfo, decode_f32, decode_f64};
 
 /// Opens a checkpoint with the root that [`open_root`] finds by itself.
@@ -95,7 +96,7 @@ fn open_sharded(index_source: Source) -> Result<Checkpoint> {
                 Error::tensor(
                     &index_path,
                     &name,
-                    format!("the index places it in {}, which doesn't hold it", shard.path.display()),
+                    format!("the index places it in {}, which doesn't hold it", crate::show_path(&shard.path)),
                 )
             })?;
             checkpoint.push(info, Place::File { file: number, start, layout: Layout::Contiguous, swap: false })?;
@@ -139,10 +140,9 @@ enum Place {
 #[derive(Debug)]
 enum Layout {
     Contiguous,
-    /// In elements; `span` of them, from the first to the last used.
+    /// In elements.
     Strided {
         strides: Vec<usize>,
-        span: usize,
     },
 }
 
@@ -194,8 +194,13 @@ impl Checkpoint {
             checkpoint.push(info, place)?;
         }
         if let Some(own) = document.get(document.root(), METADATA_KEY) {
-            for (key, value) in document.entries(own).unwrap_or_default() {
+            // We write each text in full; shared ones could add up to anything.
+            let mut room = document.pickle_len();
+            for &(key, value) in document.entries(own).unwrap_or_default().iter() {
                 if let (Some(key), Some(value)) = (document.str(key), document.str(value)) {
+                    room = room.checked_sub((key.len() + value.len()) as u64).ok_or_else(|| {
+                        Error::file(checkpoint.path(), format!("its {METADATA_KEY} is longer than the pickle it is in"))
+                    })?;
                     checkpoint.metadata.insert(key.to_owned(), value.to_owned());
                 }
             }
@@ -320,15 +325,8 @@ impl Checkpoint {
                 let source = &self.files[*file];
                 match layout {
                     Layout::Contiguous => source.read_exact_at(out, start + (range.start * size) as u64)?,
-                    Layout::Strided { strides, span } => {
-                        let mut storage = vec![0; span * size];
-                        source.read_exact_at(&mut storage, *start)?;
-                        let mut slots = out.chunks_exact_mut(size);
-                        strided::for_each_run(&info.shape, strides, range, |at| {
-                            if let Some(slot) = slots.next() {
-                                slot.copy_from_slice(&storage[at * size..(at + 1) * size]);
-                            }
-                        });
+                    Layout::Strided { strides } => {
+                        strided::read(source, *start, &info.shape, strides, range, size, out)?;
                     }
                 }
                 if *swap {
@@ -403,9 +401,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 /// Checks a record against the storages and the file, and says where its elements are.
 fn locate(record: TensorRecord, source: &Source, storages: &Storages) -> Result<(TensorInfo, Place), String> {
     let TensorRecord { name, dtype, shape, data } = record;
-    let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let elements = elements.filter(|n| n.checked_mul(dtype.size()).is_some_and(|bytes| bytes <= isize::MAX as usize));
-    let elements = elements.ok_or_else(|| format!("shape {shape:?} overflows"))?;
+    let is_empty = bytes_of(&shape, dtype).ok_or_else(|| format!("shape {shape:?} overflows"))? == 0;
     let (storage, offset, strides) = match data {
         Data::Inline(bytes) => return Ok((TensorInfo { name, dtype, shape }, Place::Inline(bytes))),
         Data::Storage { storage, offset, strides } => (storage, offset, strides),
@@ -414,11 +410,11 @@ fn locate(record: TensorRecord, source: &Source, storages: &Storages) -> Result<
     let held = storages.bytes.get(&storage.key);
     let held = match held {
         Some(held) => *held,
-        None if elements == 0 => crate::read::StorageBytes { start: 0, len: 0 },
+        None if is_empty => crate::read::StorageBytes { start: 0, len: 0 },
         None => return Err(format!("its storage '{shown}' is not in the file")),
     };
     let size = dtype.size() as u64;
-    let end = storage.start.checked_add(storage.bytes).filter(|&end| end <= held.len || elements == 0);
+    let end = storage.start.checked_add(storage.bytes).filter(|&end| end <= held.len || is_empty);
     end.ok_or_else(|| {
         format!("its storage '{shown}' should have {} bytes and has {}: cut short or damaged", storage.bytes, held.len)
     })?;
@@ -429,23 +425,22 @@ fn locate(record: TensorRecord, source: &Source, storages: &Storages) -> Result<
         .try_fold(0u64, |reach, (&d, &stride)| reach.checked_add((d as u64).saturating_sub(1).checked_mul(stride)?));
     let last =
         reach.and_then(|reach| reach.checked_add(offset)).and_then(|last| last.checked_add(1)?.checked_mul(size));
-    if elements > 0 && last.is_none_or(|last| last > storage.bytes) {
+    if !is_empty && last.is_none_or(|last| last > storage.bytes) {
         return Err(format!(
             "shape {shape:?}, strides {strides:?}, offset {offset} reach past its storage '{shown}' of {} elements",
             storage.bytes / size
         ));
     }
-    let layout = if elements == 0 || strided::is_contiguous(&shape, &strides) {
+    let layout = if is_empty || strided::is_contiguous(&shape, &strides) {
         Layout::Contiguous
     } else {
-        // In bounds by the check above, so these fit.
-        Layout::Strided {
-            strides: strides.iter().map(|&s| s as usize).collect(),
-            span: reach.unwrap_or(0) as usize + 1,
-        }
+        // In bounds by the check above, except on axes of length 1, along which nothing moves.
+        let strides = shape.iter().zip(&strides).map(|(&d, &stride)| if d == 1 { 0 } else { stride as usize });
+        Layout::Strided { strides: strides.collect() }
     };
-    let start = held.start + storage.start + if elements == 0 { 0 } else { offset * size };
-    debug_assert!(elements == 0 || start < source.len);
+    // An empty tensor may claim to start anywhere.
+    let start = if is_empty { 0 } else { held.start + storage.start + offset * size };
+    debug_assert!(is_empty || start < source.len);
     let swap = storages.big_endian && dtype.swap_width() > 1;
     Ok((TensorInfo { name, dtype, shape }, Place::File { file: 0, start, layout, swap }))
 }

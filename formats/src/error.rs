@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 /// What went wrong, with the file, the tensor where there is one, and the reason.
-/// Every message is one line: names taken from a file are escaped.
+/// Every message is one line: what it quotes from a file is escaped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused: not found, permission, disk full, …
     #[error("{}: cannot {action}: {}", show_path(path), io_reason(error))]
     Io { path: PathBuf, action: &'static str, error: std::io::Error },
     /// The file as a whole is not what it should be.
-    #[error("{}: {reason}", show_path(path))]
+    #[error("{}: {}", show_path(path), show_reason(reason))]
     File { path: PathBuf, reason: String },
     /// One tensor of the file is not what it should be.
-    #[error("{}: tensor '{}': {reason}", show_path(path), show_name(tensor))]
+    #[error("{}: tensor '{}': {}", show_path(path), show_name(tensor), show_reason(reason))]
     Tensor { path: PathBuf, tensor: String, reason: String },
 }
 
@@ -34,25 +34,44 @@ impl Error {
     }
 }
 
-/// A name from a file, safe to print on one line: control characters are escaped, and a name
-/// of more than 200 characters is cut.
+/// A name from a file, safe to print on one line: control characters and marks that reorder or
+/// hide text are escaped, and what is longer than 200 characters is cut.
 pub fn show_name(name: &str) -> String {
-    let mut shown = String::with_capacity(name.len());
-    for (count, c) in name.chars().enumerate() {
-        if count == 200 {
+    show(name, 200)
+}
+
+/// A message that quotes from a file, safe to print on one line; cut at 1000 characters.
+pub(crate) fn show_reason(reason: &str) -> String {
+    show(reason, 1000)
+}
+
+fn show(text: &str, limit: usize) -> String {
+    let mut shown = String::with_capacity(text.len().min(limit));
+    let mut count = 0;
+    for c in text.chars() {
+        let before = shown.len();
+        if c.is_control() || is_mark(c) {
+            shown.extend(c.escape_default());
+            count += shown.len() - before;
+        } else {
+            shown.push(c);
+            count += 1;
+        }
+        if count > limit {
+            shown.truncate(before);
             shown.push('…');
             break;
         }
-        // Beyond control characters: marks that reorder or hide text in a terminal.
-        let hidden =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || hidden {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
     }
     shown
+}
+
+/// Characters that a terminal doesn't show, or that change how it shows others: joiners, marks of
+/// writing direction, fillers, tags.
+fn is_mark(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// A path, safe to print on one line.

@@ -12,12 +12,18 @@ pub struct Limits {
     pub bytes: u64,
     /// Values that may be made.
     pub nodes: usize,
+    /// Bytes of memory that values may take beyond [`MEMORY_PER_BYTE`] for each byte read.
+    pub memory: u64,
 }
+
+/// Opcodes of one byte make values of many: a pickle of nothing else is an attack. Text, numbers
+/// and tensors take less than this.
+const MEMORY_PER_BYTE: u64 = 16;
 
 impl Default for Limits {
     /// 256 MiB and 16 million values: a Lightning checkpoint has some thousands of both.
     fn default() -> Limits {
-        Limits { bytes: 256 << 20, nodes: 16 << 20 }
+        Limits { bytes: 256 << 20, nodes: 16 << 20, memory: 16 << 20 }
     }
 }
 
@@ -49,10 +55,12 @@ pub fn read(input: &mut impl Read, available: u64, limits: Limits) -> Result<(Do
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
+        memory: 0,
     };
     match machine.run() {
         Ok(root) => {
             machine.document.root = root.0;
+            machine.document.len = machine.position;
             Ok((machine.document, machine.position))
         }
         Err(reason) => Err(Fault { position: machine.position, reason }),
@@ -69,12 +77,16 @@ struct Machine<'a, R> {
     /// Heights of the stack at each open mark.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// What the values take by [`Machine::charge`]'s count.
+    memory: u64,
 }
 
 type Step<T> = Result<T, String>;
 
 /// The longest line an opcode of protocol 0 may carry.
 const MAX_LINE: usize = 1 << 16;
+/// The longest name of a module or class.
+const MAX_GLOBAL: usize = 1024;
 
 impl<R: Read> Machine<'_, R> {
     fn run(&mut self) -> Step<Id> {
@@ -148,18 +160,19 @@ impl<R: Read> Machine<'_, R> {
                 }
                 b'V' => {
                     let line = self.line()?;
-                    let text = unescape_unicode(&String::from_utf8_lossy(&line));
-                    let span = self.store(text.as_bytes())?;
+                    let span = self.store_text(unescape_unicode(&String::from_utf8_lossy(&line)).as_bytes())?;
                     self.push(Node::Str(span))?;
                 }
                 b'S' => {
                     let line = self.line()?;
                     let text = unquote(&line).ok_or("a quoted string without its quotes")?;
-                    let span = self.store(&text)?;
-                    self.push_python2_str(span)?;
+                    self.push_python2_str(&text)?;
                 }
 
-                b'(' => self.marks.push(self.stack.len()),
+                b'(' => {
+                    self.charge(size_of::<usize>())?;
+                    self.marks.push(self.stack.len());
+                }
                 b'0' => {
                     // POP takes a mark where one is on top.
                     if self.marks.last() == Some(&self.stack.len()) {
@@ -228,15 +241,15 @@ impl<R: Read> Machine<'_, R> {
                 b'c' => {
                     let module = self.line()?;
                     let name = self.line()?;
-                    let (module, name) = (self.store(&module)?, self.store(&name)?);
-                    self.push(Node::Global(module, name))?;
+                    let global = self.global(&module, &name)?;
+                    self.push(global)?;
                 }
                 0x93 => {
                     let name = self.pop()?;
                     let module = self.pop()?;
                     match (self.document.node(module), self.document.node(name)) {
-                        (Node::Str(module), Node::Str(name)) => {
-                            let global = Node::Global(*module, *name);
+                        (&Node::Str(module), &Node::Str(name)) => {
+                            let global = self.global_of(module, name)?;
                             self.push(global)?;
                         }
                         _ => return Err("a class whose name is not text".into()),
@@ -263,9 +276,9 @@ impl<R: Read> Machine<'_, R> {
                 b'i' => {
                     let module = self.line()?;
                     let name = self.line()?;
-                    let (module, name) = (self.store(&module)?, self.store(&name)?);
+                    let global = self.global(&module, &name)?;
                     let items = self.pop_to_mark()?;
-                    let class = self.add(Node::Global(module, name))?;
+                    let class = self.add(global)?;
                     let args = self.add(Node::Tuple(items))?;
                     self.object(class, args, true)?;
                 }
@@ -293,7 +306,7 @@ impl<R: Read> Machine<'_, R> {
                 }
                 b'P' => {
                     let line = self.line()?;
-                    let span = self.store(&line)?;
+                    let span = self.store_text(&line)?;
                     let id = self.add(Node::Str(span))?;
                     self.push(Node::Persistent(id))?;
                 }
@@ -340,9 +353,19 @@ impl<R: Read> Machine<'_, R> {
         if self.document.nodes.len() >= self.limits.nodes {
             return Err(format!("more than {} values", self.limits.nodes));
         }
+        self.charge(size_of::<Node>() + size_of::<Id>())?;
         let id = Id(self.document.nodes.len() as u32);
         self.document.nodes.push(node);
         Ok(id)
+    }
+
+    /// Counts memory about to be taken, and refuses what is out of proportion to the bytes read.
+    fn charge(&mut self, bytes: usize) -> Step<()> {
+        self.memory += bytes as u64;
+        if self.memory > self.limits.memory.saturating_add(MEMORY_PER_BYTE * self.position) {
+            return Err(format!("its values take more memory than {MEMORY_PER_BYTE} times its length"));
+        }
+        Ok(())
     }
 
     fn push(&mut self, node: Node) -> Step<()> {
@@ -351,7 +374,22 @@ impl<R: Read> Machine<'_, R> {
         Ok(())
     }
 
+    fn global(&mut self, module: &[u8], name: &[u8]) -> Step<Node> {
+        let (module, name) = (self.store_text(module)?, self.store_text(name)?);
+        self.global_of(module, name)
+    }
+
+    fn global_of(&mut self, module: Span, name: Span) -> Step<Node> {
+        if module.len as usize > MAX_GLOBAL || name.len as usize > MAX_GLOBAL {
+            return Err(format!("a class whose name has more than {MAX_GLOBAL} bytes"));
+        }
+        // Two shared texts make a new name each time, which a list of all names spells out.
+        self.charge(module.len as usize + name.len as usize)?;
+        Ok(Node::Global(module, name))
+    }
+
     fn object(&mut self, callable: Id, args: Id, is_new: bool) -> Step<()> {
+        self.charge(size_of::<Object>())?;
         let object = Object { callable, args, is_new, state: None, items: Vec::new(), entries: Vec::new() };
         self.push(Node::Object(Box::new(object)))
     }
@@ -402,23 +440,21 @@ impl<R: Read> Machine<'_, R> {
 
     fn remember(&mut self, slot: u32) -> Step<()> {
         let top = self.top()?;
-        self.memo.insert(slot, top);
+        if self.memo.insert(slot, top).is_none() {
+            self.charge(2 * size_of::<(u32, Id)>())?;
+        }
         Ok(())
     }
 
     fn recall(&mut self, slot: u32) -> Step<()> {
         let id = *self.memo.get(&slot).ok_or_else(|| format!("memo slot {slot} is read before it is written"))?;
         self.stack.push(id);
-        // The stack grows by a value that costs two bytes to ask for; it counts like one.
-        if self.stack.len() > self.limits.nodes {
-            return Err(format!("more than {} values on the stack", self.limits.nodes));
-        }
         Ok(())
     }
 
     fn long(&mut self, length: u64) -> Step<()> {
         let span = self.take(length)?;
-        let bytes = self.document.heap(span);
+        let bytes = &self.document.bytes[span.range()];
         if bytes.len() <= 8 {
             let negative = bytes.last().is_some_and(|&b| b & 0x80 != 0);
             let mut wide = [if negative { 0xff } else { 0 }; 8];
@@ -446,23 +482,33 @@ impl<R: Read> Machine<'_, R> {
         if body.is_empty() || !body.bytes().all(|b| b.is_ascii_digit()) {
             return Err("an integer that is no number".into());
         }
-        let span = self.store(digits.as_bytes())?;
+        let span = self.store_bytes(digits.as_bytes())?;
         self.push(Node::BigInt(span))
     }
 
     fn text(&mut self, op: u8, length: u64) -> Step<()> {
         let span = self.take(length)?;
+        if matches!(op, b'B' | b'C' | 0x8e | 0x96) {
+            return self.push(Node::Bytes(span));
+        }
+        let taken = self.document.bytes.split_off(span.start as usize);
         match op {
-            b'X' | 0x8c | 0x8d => self.push(Node::Str(span)),
-            b'T' | b'U' => self.push_python2_str(span),
-            _ => self.push(Node::Bytes(span)),
+            b'T' | b'U' => self.push_python2_str(&taken),
+            _ => {
+                let span = self.store_text(&taken)?;
+                self.push(Node::Str(span))
+            }
         }
     }
 
     /// Python 2's `str` is text where it reads as text, bytes elsewhere.
-    fn push_python2_str(&mut self, span: Span) -> Step<()> {
-        let is_text = std::str::from_utf8(self.document.heap(span)).is_ok();
-        self.push(if is_text { Node::Str(span) } else { Node::Bytes(span) })
+    fn push_python2_str(&mut self, bytes: &[u8]) -> Step<()> {
+        if std::str::from_utf8(bytes).is_ok() {
+            let span = self.store_text(bytes)?;
+            return self.push(Node::Str(span));
+        }
+        let span = self.store_bytes(bytes)?;
+        self.push(Node::Bytes(span))
     }
 
     fn spend(&mut self, count: u64) -> Step<()> {
@@ -492,23 +538,30 @@ impl<R: Read> Machine<'_, R> {
         Ok(u32::from_le_bytes(self.array()?).into())
     }
 
-    /// Moves `length` bytes of the stream to the heap.
+    /// Moves `length` bytes of the stream to the document's bytes.
     fn take(&mut self, length: u64) -> Step<Span> {
         self.spend(length)?;
-        let start = self.document.heap.len();
-        let copied = self.input.take(length).read_to_end(&mut self.document.heap);
+        let start = self.document.bytes.len();
+        let copied = self.input.take(length).read_to_end(&mut self.document.bytes);
         match copied {
             Ok(count) if count as u64 == length => {}
             Ok(_) => return Err("the file ends inside it".into()),
             Err(e) => return Err(format!("cannot read: {e}")),
         }
-        span(start, self.document.heap.len())
+        span(start, self.document.bytes.len())
     }
 
-    fn store(&mut self, bytes: &[u8]) -> Step<Span> {
-        let start = self.document.heap.len();
-        self.document.heap.extend_from_slice(bytes);
-        span(start, self.document.heap.len())
+    fn store_bytes(&mut self, bytes: &[u8]) -> Step<Span> {
+        let start = self.document.bytes.len();
+        self.document.bytes.extend_from_slice(bytes);
+        span(start, self.document.bytes.len())
+    }
+
+    /// Adds text to the document, broken parts replaced.
+    fn store_text(&mut self, bytes: &[u8]) -> Step<Span> {
+        let start = self.document.text.len();
+        self.document.text.push_str(&String::from_utf8_lossy(bytes));
+        span(start, self.document.text.len())
     }
 
     fn line(&mut self) -> Step<Vec<u8>> {

@@ -7,24 +7,38 @@
 //!
 //! Values live in one arena, [`Document`], and refer to each other by [`Id`]. Sharing and
 //! cycles are therefore free, no drop or traversal recurses by itself, and memory is linear in
-//! the bytes read.
+//! the bytes read. Whoever follows the references must count the steps: a few hundred bytes can
+//! refer to one value in a billion ways.
 
 mod emit;
 mod json;
 mod machine;
 
+use std::borrow::Cow;
+
 pub use emit::Emitter;
 pub use machine::{Fault, Limits, read};
+
+/// Arguments that a subclass of dict is looked through for entries: `defaultdict` has two.
+const MAX_ARGUMENTS: usize = 4;
+/// The longest key that becomes part of a tensor's name.
+const MAX_KEY: usize = 4096;
 
 /// Index of a value in its [`Document`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(u32);
 
-/// A stretch of text or bytes in the document's heap.
+/// A stretch of the document's text or bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     start: u32,
     len: u32,
+}
+
+impl Span {
+    fn range(self) -> std::ops::Range<usize> {
+        self.start as usize..self.start as usize + self.len as usize
+    }
 }
 
 /// One value of a pickle.
@@ -70,8 +84,12 @@ pub struct Object {
 #[derive(Clone, Debug, Default)]
 pub struct Document {
     nodes: Vec<Node>,
-    heap: Vec<u8>,
+    /// What `Str` and `Global` refer to. Checked when it was read, so that looking is free.
+    text: String,
+    /// What `Bytes` and `BigInt` refer to.
+    bytes: Vec<u8>,
     root: u32,
+    len: u64,
 }
 
 impl Document {
@@ -84,14 +102,19 @@ impl Document {
         &self.nodes[id.0 as usize]
     }
 
-    fn heap(&self, span: Span) -> &[u8] {
-        &self.heap[span.start as usize..(span.start + span.len) as usize]
+    /// Length of the pickle in bytes: a measure for what may be spent on it.
+    pub(crate) fn pickle_len(&self) -> u64 {
+        self.len
     }
 
-    /// The text of a `Str`. Lone surrogates and other broken text read as "".
+    fn text(&self, span: Span) -> &str {
+        &self.text[span.range()]
+    }
+
+    /// The text of a `Str`. Lone surrogates and other broken text were replaced by U+FFFD.
     pub fn str(&self, id: Id) -> Option<&str> {
         match self.node(id) {
-            Node::Str(span) => Some(std::str::from_utf8(self.heap(*span)).unwrap_or("")),
+            Node::Str(span) => Some(self.text(*span)),
             _ => None,
         }
     }
@@ -99,7 +122,8 @@ impl Document {
     /// The bytes of a `Bytes` or of the text of a `Str`.
     pub fn bytes(&self, id: Id) -> Option<&[u8]> {
         match self.node(id) {
-            Node::Bytes(span) | Node::Str(span) => Some(self.heap(*span)),
+            Node::Bytes(span) => Some(&self.bytes[span.range()]),
+            Node::Str(span) => Some(self.text(*span).as_bytes()),
             _ => None,
         }
     }
@@ -112,7 +136,7 @@ impl Document {
     /// The little-endian bytes of an integer beyond i64, for those written in binary.
     pub fn big_int(&self, id: Id) -> Option<&[u8]> {
         match self.node(id) {
-            Node::BigInt(span) => Some(self.heap(*span)),
+            Node::BigInt(span) => Some(&self.bytes[span.range()]),
             _ => None,
         }
     }
@@ -157,13 +181,12 @@ impl Document {
     pub fn global(&self, id: Id) -> Option<(&str, &str)> {
         match self.node(id) {
             Node::Global(module, name) => {
-                let text = |span| std::str::from_utf8(self.heap(span)).unwrap_or("");
-                let module = match text(*module) {
+                let module = match self.text(*module) {
                     "__builtin__" => "builtins",
                     "copy_reg" => "copyreg",
                     other => other,
                 };
-                Some((module, text(*name)))
+                Some((module, self.text(*name)))
             }
             _ => None,
         }
@@ -188,45 +211,69 @@ impl Document {
     }
 
     /// Keys and values of a dict, `OrderedDict`, `defaultdict` or other subclass of dict.
-    pub fn entries(&self, id: Id) -> Option<Vec<(Id, Id)>> {
+    pub fn entries(&self, id: Id) -> Option<Cow<'_, [(Id, Id)]>> {
         match self.node(id) {
-            Node::Dict(entries) => Some(entries.clone()),
+            Node::Dict(entries) => Some(entries.into()),
             Node::Object(object) => {
-                let mut entries = Vec::new();
                 let dict_like = matches!(
                     self.class(id),
                     Some(("collections", "OrderedDict" | "defaultdict" | "Counter") | ("builtins", "dict"))
                 );
+                let mut given = Vec::new();
                 if dict_like {
                     // Python 2 wrote OrderedDict([[key, value], …]).
-                    for &arg in self.tuple(object.args) {
+                    for &arg in self.tuple(object.args).iter().take(MAX_ARGUMENTS) {
                         for &pair in self.sequence_plain(arg).unwrap_or(&[]) {
                             if let Some(&[key, value]) = self.sequence_plain(pair) {
-                                entries.push((key, value));
+                                given.push((key, value));
                             }
                         }
-                        if let Node::Dict(given) = self.node(arg) {
-                            entries.extend_from_slice(given);
+                        if let Node::Dict(entries) = self.node(arg) {
+                            given.extend_from_slice(entries);
                         }
                     }
                 }
-                entries.extend_from_slice(&object.entries);
-                (dict_like || !entries.is_empty()).then_some(entries)
+                if given.is_empty() {
+                    return (dict_like || !object.entries.is_empty()).then_some(object.entries.as_slice().into());
+                }
+                given.extend_from_slice(&object.entries);
+                Some(given.into())
             }
             _ => None,
         }
     }
 
     /// An object's attributes: its state where that is a dict, or a pair of a dict and slots.
-    pub fn attributes(&self, id: Id) -> Option<Vec<(Id, Id)>> {
+    pub fn attributes(&self, id: Id) -> Option<Cow<'_, [(Id, Id)]>> {
         let state = self.object(id)?.state?;
         match self.node(state) {
             Node::Tuple(parts) => {
-                let found: Vec<_> = parts.iter().filter_map(|&part| self.entries(part)).flatten().collect();
-                (!found.is_empty()).then_some(found)
+                let found: Vec<_> =
+                    parts.iter().take(2).filter_map(|&part| self.entries(part)).flat_map(Cow::into_owned).collect();
+                (!found.is_empty()).then_some(found.into())
             }
             _ => self.entries(state),
         }
+    }
+
+    /// How many values [`Document::entries`] and [`Document::attributes`] look at: what they cost.
+    pub(crate) fn width(&self, id: Id) -> u64 {
+        let own = |id| match self.node(id) {
+            Node::List(items) | Node::Tuple(items) | Node::Set(items) => items.len(),
+            Node::Dict(entries) => entries.len(),
+            Node::Object(object) => object.items.len() + object.entries.len(),
+            _ => 0,
+        };
+        let with_arguments = |id| match self.object(id) {
+            Some(object) => {
+                own(id) + self.tuple(object.args).iter().take(MAX_ARGUMENTS).map(|&arg| own(arg)).sum::<usize>()
+            }
+            None => own(id),
+        };
+        let state = self.object(id).and_then(|object| object.state);
+        let parts = state.map_or(&[][..], |state| self.tuple(state));
+        let below = state.iter().chain(parts.iter().take(2)).map(|&part| with_arguments(part)).sum::<usize>();
+        (with_arguments(id) + below) as u64
     }
 
     /// The value of a text key: the last one set, as Python has it.
@@ -246,10 +293,11 @@ impl Document {
         seen.into_iter().collect()
     }
 
-    /// A mapping key as part of a tensor's name: text as it is, integers in decimal.
+    /// A mapping key as part of a tensor's name: text as it is, integers in decimal. None for
+    /// keys of other types and for text of more than 4096 bytes.
     pub fn key_name(&self, id: Id) -> Option<String> {
         match self.node(id) {
-            Node::Str(_) => self.str(id).map(str::to_owned),
+            Node::Str(span) => (span.len as usize <= MAX_KEY).then(|| self.text(*span).to_owned()),
             Node::Int(value) => Some(value.to_string()),
             Node::Bool(value) => Some(if *value { "True" } else { "False" }.to_owned()),
             Node::None => Some("None".to_owned()),

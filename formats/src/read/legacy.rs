@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{BufReader, Seek, SeekFrom};
 
 use super::source::Source;
-use super::torch::{Data, Found};
+use super::torch::{Data, Found, storage_key};
 use super::{Format, StorageBytes, Storages};
 use crate::pickle::{self, Document, Fault, Node};
 use crate::{Error, Result, show_name};
@@ -64,9 +64,16 @@ pub(crate) fn open(source: &Source) -> Result<Legacy> {
     let little = system.get(system.root(), "little_endian").and_then(|id| system.int(id));
     let document = next("")?;
     let keys = next("storage keys: ")?;
-    let keys = keys
-        .sequence(keys.root())
-        .and_then(|items| items.iter().map(|&item| keys.key_name(item)).collect::<Option<Vec<_>>>())
+    let items = keys.sequence(keys.root());
+    // Each storage has a count of eight bytes behind the list.
+    if items.is_some_and(|items| items.len() as u64 > (source.len - at) / 8) {
+        return Err(Error::file(
+            &source.path,
+            "it lists more storages than the file has room for: cut short or damaged",
+        ));
+    }
+    let keys = items
+        .and_then(|items| items.iter().map(|&item| storage_key(&keys, item)).collect::<Option<Vec<_>>>())
         .ok_or_else(|| Error::file(&source.path, "its list of storage keys is not a list of names"))?;
     Ok(Legacy { format: Format::TorchLegacy, document, big_endian: little == Some(0), keys, data: at })
 }

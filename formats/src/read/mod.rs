@@ -72,6 +72,8 @@ pub(crate) fn sniff(source: &Source) -> Result<Format> {
     let bad = |reason: &str| Err(Error::file(&source.path, reason));
     match head.as_slice() {
         [] => bad("the file is empty"),
+        // First, because a header of 640 bytes starts with the bytes of a pickle: 80 02.
+        head if safetensors::looks_certain(head) => Ok(Format::Safetensors),
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Ok(Format::TorchZip),
         [0x80, 2..=5, ..] => Ok(Format::TorchLegacy),
         head if legacy::is_tar(head) => bad(

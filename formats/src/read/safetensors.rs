@@ -7,6 +7,9 @@ use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::source::Source;
+use super::torch::MAX_DIMENSIONS;
+use crate::error::show_reason;
+use crate::tensor::bytes_of;
 use crate::{Dtype, Error, Result, TensorInfo, show_name};
 
 /// The format's own limit for a header.
@@ -22,6 +25,12 @@ pub(crate) struct Header {
 /// Whether a file starts like safetensors: a length, then a JSON object.
 pub(crate) fn looks_like(head: &[u8]) -> bool {
     head.get(8) == Some(&b'{') && head.len() >= 10
+}
+
+/// Whether a file starts like safetensors with a length that the format allows.
+pub(crate) fn looks_certain(head: &[u8]) -> bool {
+    let length = head.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
+    looks_like(head) && length.is_some_and(|length| length <= MAX_HEADER)
 }
 
 pub(crate) fn open(source: &Source) -> Result<Header> {
@@ -46,7 +55,7 @@ pub(crate) fn open(source: &Source) -> Result<Header> {
     source.read_exact_at(&mut text, 8)?;
     let text = std::str::from_utf8(&text).map_err(|_| bad("its header is not UTF-8 text".into()))?;
     let header: RawHeader = serde_json::from_str(text)
-        .map_err(|e| bad(format!("its header can't be read: {}", show_name(&e.to_string()))))?;
+        .map_err(|e| bad(format!("its header can't be read: {}", show_reason(&e.to_string()))))?;
 
     let mut entries = Vec::with_capacity(header.tensors.len());
     for (name, raw) in header.tensors {
@@ -54,12 +63,15 @@ pub(crate) fn open(source: &Source) -> Result<Header> {
         let dtype = Dtype::from_safetensors_name(&raw.dtype)
             .ok_or_else(|| fault(format!("dtype {} is not known", show_name(&raw.dtype))))?;
         let (start, end) = raw.data_offsets;
-        let size = raw.shape.iter().try_fold(dtype.size() as u64, |size, &d| size.checked_mul(d));
-        let size = size.ok_or_else(|| fault(format!("shape {:?} overflows", raw.shape)))?;
-        if end.checked_sub(start) != Some(size) {
+        if raw.shape.len() > MAX_DIMENSIONS {
+            return Err(fault(format!("it has {} dimensions; PyTorch allows {MAX_DIMENSIONS}", raw.shape.len())));
+        }
+        let shape = raw.shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
+        let shape = shape.map_err(|_| fault("a dimension is too large".into()))?;
+        let size = bytes_of(&shape, dtype).ok_or_else(|| fault(format!("shape {shape:?} overflows")))?;
+        if end.checked_sub(start) != Some(size as u64) {
             return Err(fault(format!(
-                "shape {:?} of {dtype} needs {size} bytes, its offsets are {start} to {end}",
-                raw.shape
+                "shape {shape:?} of {dtype} needs {size} bytes, its offsets are {start} to {end}"
             )));
         }
         if end > source.len - data {
@@ -68,8 +80,6 @@ pub(crate) fn open(source: &Source) -> Result<Header> {
                 source.len - data
             )));
         }
-        let shape = raw.shape.iter().map(|&d| usize::try_from(d)).collect::<Result<_, _>>();
-        let shape = shape.map_err(|_| fault("a dimension is too large".into()))?;
         entries.push((TensorInfo { name, dtype, shape }, start, end));
     }
     // The format allows no overlap and no gap, so that no bytes can hide in a file.
@@ -124,7 +134,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                         if std::mem::replace(&mut has_metadata, true) {
                             return Err(serde::de::Error::custom("__metadata__ stands in it twice"));
                         }
-                        header.metadata = map.next_value()?;
+                        header.metadata = map.next_value::<Unique<String>>()?.0.into_iter().collect();
                     } else {
                         let shown = show_name(&key);
                         let tensor =
@@ -138,6 +148,34 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
         }
         deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+/// A JSON object in which no key stands twice.
+struct Unique<V>(IndexMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Unique<V>, D::Error> {
+        struct UniqueVisitor<V>(std::marker::PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
+            type Value = Unique<V>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique<V>, A::Error> {
+                let mut entries = IndexMap::new();
+                while let Some((key, value)) = map.next_entry::<String, V>()? {
+                    let shown = show_name(&key);
+                    if entries.insert(key, value).is_some() {
+                        return Err(serde::de::Error::custom(format!("'{shown}' stands in it twice")));
+                    }
+                }
+                Ok(Unique(entries))
+            }
+        }
+        deserializer.deserialize_map(UniqueVisitor(std::marker::PhantomData))
     }
 }
 
@@ -162,13 +200,13 @@ pub(crate) fn open_index(source: &Source) -> Result<Index> {
     struct RawIndex {
         #[serde(default)]
         metadata: serde_json::Map<String, serde_json::Value>,
-        weight_map: IndexMap<String, String>,
+        weight_map: Unique<String>,
     }
     let raw: RawIndex = serde_json::from_slice(&text).map_err(|e| {
-        bad(format!("a JSON file that is no index of safetensors shards ({})", show_name(&e.to_string())))
+        bad(format!("a JSON file that is no index of safetensors shards ({})", show_reason(&e.to_string())))
     })?;
     let mut shards: IndexMap<String, Vec<String>> = IndexMap::new();
-    for (tensor, file) in raw.weight_map {
+    for (tensor, file) in raw.weight_map.0 {
         // A shard lies beside its index: anything else could read any file of the machine.
         let mut parts = Path::new(&file).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {

@@ -2,6 +2,51 @@
 
 use std::ops::Range;
 
+use super::source::Source;
+use crate::Result;
+
+/// How many bytes are better read at once than one element by itself.
+const WORTH_A_READ: usize = 4096;
+const MAX_SPAN: usize = 256 << 20;
+
+/// Reads elements `range` of the row-major order, of `size` bytes each, into `out`. The element at
+/// storage position 0 starts at byte `start` of the file.
+pub(crate) fn read(
+    source: &Source,
+    start: u64,
+    shape: &[usize],
+    strides: &[usize],
+    range: Range<usize>,
+    size: usize,
+    out: &mut [u8],
+) -> Result<()> {
+    let (mut first, mut last) = (usize::MAX, 0);
+    for_each_run(shape, strides, range.clone(), |at| (first, last) = (first.min(at), last.max(at)));
+    if first > last {
+        return Ok(());
+    }
+    let span = (last - first + 1) * size;
+    let mut slots = out.chunks_exact_mut(size);
+    if span <= MAX_SPAN && span / WORTH_A_READ <= range.len() {
+        let mut storage = vec![0; span];
+        source.read_exact_at(&mut storage, start + (first * size) as u64)?;
+        for_each_run(shape, strides, range, |at| {
+            if let Some(slot) = slots.next() {
+                slot.copy_from_slice(&storage[(at - first) * size..][..size]);
+            }
+        });
+        return Ok(());
+    }
+    // Far apart: what lies between may be larger than memory.
+    let mut done = Ok(());
+    for_each_run(shape, strides, range, |at| {
+        if let (Some(slot), Ok(())) = (slots.next(), &done) {
+            done = source.read_exact_at(slot, start + (at * size) as u64);
+        }
+    });
+    done
+}
+
 /// Calls `visit` with the storage position of every element in `range` of the row-major order.
 /// Strides and positions count elements.
 pub(crate) fn for_each_run(shape: &[usize], strides: &[usize], range: Range<usize>, mut visit: impl FnMut(usize)) {

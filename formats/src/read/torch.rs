@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
+use indexmap::IndexMap;
+
 use crate::pickle::{Document, Id, Node};
+use crate::tensor::bytes_of;
 use crate::{Dtype, show_name};
 
 /// A tensor as its pickle describes it, before anyone has looked whether its storage is there.
@@ -50,9 +53,10 @@ pub(crate) struct Found {
 
 /// Keys that hold the state dict, in the order they are tried.
 pub const ROOTS: [&str; 5] = ["state_dict", "model", "module", "model_state_dict", "model_state"];
-const MAX_VISITS: usize = 4_000_000;
 const MAX_DEPTH: usize = 64;
+pub(crate) const MAX_DIMENSIONS: usize = 64;
 const MAX_NAME: usize = 4096;
+const MAX_STORAGE_KEY: usize = 128;
 
 /// The values under a root, and the root's name (`.` for the whole file).
 ///
@@ -63,7 +67,8 @@ pub(crate) fn find(doc: &Document, wish: Option<&str>) -> Result<(Found, String)
     match wish {
         Some(".") => return Ok((walk(doc, top)?, ".".into())),
         Some(path) => {
-            let id = resolve(doc, top, path, 0).ok_or_else(|| no_such_root(doc, path))?;
+            let mut seen = HashSet::new();
+            let id = resolve(doc, &mut Work::new(doc), &mut seen, top, path)?.ok_or_else(|| no_such_root(doc, path))?;
             let found = walk(doc, id)?;
             if found.tensors.is_empty() && found.skipped.is_empty() {
                 return Err(Refusal {
@@ -111,50 +116,91 @@ fn no_such_root(doc: &Document, path: &str) -> Refusal {
     Refusal { name: String::new(), reason }
 }
 
-/// Follows `a.b.c` through dicts, lists and objects. Keys may hold dots themselves.
-fn resolve(doc: &Document, id: Id, path: &str, depth: usize) -> Option<Id> {
-    if depth > MAX_DEPTH {
-        return None;
+/// What looking through a pickle may cost, in bytes: of names, of elements, eight for each value
+/// looked at. An honest pickle is looked through about once. One of a few hundred bytes can hold a
+/// billion ways to the same tensor, each with a name of its own.
+struct Work {
+    left: u64,
+}
+
+impl Work {
+    fn new(doc: &Document) -> Work {
+        Work { left: (16 << 20) + 16 * doc.pickle_len() }
     }
-    for (key, value) in children(doc, id) {
+
+    fn spend(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.left = self.left.checked_sub(bytes).ok_or_else(|| Refusal {
+            name: String::new(),
+            reason: "its parts refer to each other in too many ways to list them all".into(),
+        })?;
+        Ok(())
+    }
+
+    /// For looking at a value's entries, items or attributes once.
+    fn look(&mut self, doc: &Document, id: Id) -> Result<(), Refusal> {
+        self.spend(8 + 8 * doc.width(id))
+    }
+}
+
+/// Follows `a.b.c` through dicts, lists and objects. Keys may hold dots themselves, so that there
+/// can be many ways to one place: `seen` holds the places and rests that led nowhere.
+fn resolve(
+    doc: &Document,
+    work: &mut Work,
+    seen: &mut HashSet<(Id, usize)>,
+    id: Id,
+    path: &str,
+) -> Result<Option<Id>, Refusal> {
+    if !seen.insert((id, path.len())) || path.split('.').count() > MAX_DEPTH {
+        return Ok(None);
+    }
+    for (key, value) in children(doc, work, id)? {
         if key == path {
-            return Some(value);
+            return Ok(Some(value));
         }
         if let Some(rest) = path.strip_prefix(key.as_str()).and_then(|rest| rest.strip_prefix('.'))
-            && let Some(found) = resolve(doc, value, rest, depth + 1)
+            && let Some(found) = resolve(doc, work, seen, value, rest)?
         {
-            return Some(found);
+            return Ok(Some(found));
         }
     }
-    None
+    Ok(None)
 }
 
 /// Named parts of a value: a dict's entries, a list's items, an object's attributes.
-fn children(doc: &Document, id: Id) -> Vec<(String, Id)> {
-    let mut parts: indexmap::IndexMap<String, Id> = indexmap::IndexMap::new();
-    let mut add = |entries: Vec<(Id, Id)>| {
-        for (key, value) in entries {
-            if let Some(name) = doc.key_name(key) {
-                parts.insert(name, value);
-            }
-        }
+fn children(doc: &Document, work: &mut Work, id: Id) -> Result<Vec<(String, Id)>, Refusal> {
+    work.look(doc, id)?;
+    let (entries, items) = match doc.node(id) {
+        Node::Dict(entries) => (entries.into(), &[][..]),
+        Node::List(items) | Node::Tuple(items) => (Default::default(), &items[..]),
+        // Attributes of a state dict (`_metadata`) aren't part of what it holds.
+        Node::Object(object) => (doc.entries(id).or_else(|| doc.attributes(id)).unwrap_or_default(), &object.items[..]),
+        _ => return Ok(Vec::new()),
     };
-    match doc.node(id) {
-        Node::Dict(entries) => add(entries.clone()),
-        Node::List(items) | Node::Tuple(items) => {
-            parts.extend(items.iter().enumerate().map(|(index, &item)| (index.to_string(), item)));
+    // A key that is set twice counts once, the last time; 1 and "1" are two keys with one name.
+    let mut parts: IndexMap<(bool, String), Id> = IndexMap::new();
+    for &(key, value) in entries.iter() {
+        let text = doc.str(key);
+        if text.is_some_and(|text| text.len() > MAX_NAME) && is_container(doc, value) {
+            return Err(Refusal {
+                name: text.unwrap_or_default().to_owned(),
+                reason: format!("a name of more than {MAX_NAME} bytes"),
+            });
         }
-        Node::Object(object) => {
-            // Attributes of a state dict (`_metadata`) aren't part of what it holds.
-            match doc.entries(id) {
-                Some(entries) => add(entries),
-                None => add(doc.attributes(id).unwrap_or_default()),
-            }
-            parts.extend(object.items.iter().enumerate().map(|(index, &item)| (index.to_string(), item)));
+        if let Some(name) = doc.key_name(key) {
+            work.spend(16 + name.len() as u64)?;
+            parts.insert((text.is_some(), name), value);
         }
-        _ => {}
     }
-    parts.into_iter().collect()
+    let mut named: Vec<(String, Id)> = parts.into_iter().map(|((_, name), value)| (name, value)).collect();
+    let items = items.iter().enumerate().filter(|&(_, &item)| is_container(doc, item));
+    named.extend(items.map(|(index, &item)| (index.to_string(), item)));
+    Ok(named)
+}
+
+/// Whether a value can be a tensor or hold one.
+fn is_container(doc: &Document, id: Id) -> bool {
+    matches!(doc.node(id), Node::List(_) | Node::Tuple(_) | Node::Dict(_) | Node::Object(_))
 }
 
 fn is_module(doc: &Document, id: Id) -> bool {
@@ -164,28 +210,25 @@ fn is_module(doc: &Document, id: Id) -> bool {
 }
 
 /// A module's parameters, persistent buffers and submodules, in the order `state_dict()` gives them.
-fn module_children(doc: &Document, id: Id) -> Vec<(String, Id)> {
+fn module_children(doc: &Document, work: &mut Work, id: Id) -> Result<Vec<(String, Id)>, Refusal> {
+    work.look(doc, id)?;
     let attributes = doc.attributes(id).unwrap_or_default();
     let attribute = |name: &str| attributes.iter().rev().find(|(key, _)| doc.str(*key) == Some(name)).map(|(_, v)| *v);
-    let transient: HashSet<String> = attribute("_non_persistent_buffers_set")
-        .map(|set| match doc.node(set) {
-            Node::Set(items) => items.clone(),
-            // Protocol 2 spells set([…]) as a call.
-            Node::Object(object) => {
-                doc.tuple(object.args).first().and_then(|&arg| doc.sequence(arg)).unwrap_or(&[]).to_vec()
-            }
-            _ => Vec::new(),
-        })
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|item| doc.str(item).map(str::to_owned))
-        .collect();
+    let transient = match attribute("_non_persistent_buffers_set").map(|set| doc.node(set)) {
+        Some(Node::Set(items)) => &items[..],
+        // Protocol 2 spells set([…]) as a call.
+        Some(Node::Object(object)) => doc.tuple(object.args).first().and_then(|&arg| doc.sequence(arg)).unwrap_or(&[]),
+        _ => &[],
+    };
+    work.spend(8 * transient.len() as u64)?;
+    let transient: HashSet<&str> =
+        transient.iter().filter_map(|&item| doc.str(item)).filter(|s| s.len() <= MAX_NAME).collect();
     let mut parts = Vec::new();
     for group in ["_parameters", "_buffers", "_modules"] {
-        let named = attribute(group).map(|id| children(doc, id)).unwrap_or_default();
-        parts.extend(named.into_iter().filter(|(name, _)| group != "_buffers" || !transient.contains(name)));
+        let named = attribute(group).map(|id| children(doc, work, id)).transpose()?.unwrap_or_default();
+        parts.extend(named.into_iter().filter(|(name, _)| group != "_buffers" || !transient.contains(name.as_str())));
     }
-    parts
+    Ok(parts)
 }
 
 /// Collects the tensors under `start`.
@@ -199,7 +242,7 @@ fn walk(doc: &Document, start: Id) -> Result<Found, Refusal> {
 fn walk_top_level(doc: &Document, top: Id) -> Result<Found, Refusal> {
     const TRAINING: [&str; 8] = ["optim", "lr_scheduler", "scheduler", "callbacks", "loops", "amp", "scaler", "rng"];
     let mut walk = Walk::new(doc);
-    for (name, value) in children(doc, top) {
+    for (name, value) in children(doc, &mut walk.work, top)? {
         if !TRAINING.iter().any(|prefix| name.starts_with(prefix)) {
             walk.visit(value, name, 1)?;
         }
@@ -212,48 +255,49 @@ struct Walk<'a> {
     found: Found,
     /// The containers between the root and here: meeting one again is a cycle.
     path: HashSet<Id>,
-    names: HashSet<String>,
-    visits: usize,
+    work: Work,
 }
 
 impl<'a> Walk<'a> {
     fn new(doc: &'a Document) -> Walk<'a> {
-        Walk { doc, found: Found::default(), path: HashSet::new(), names: HashSet::new(), visits: 0 }
+        Walk { doc, found: Found::default(), path: HashSet::new(), work: Work::new(doc) }
     }
 
     fn visit(&mut self, id: Id, name: String, depth: usize) -> Result<(), Refusal> {
-        self.visits += 1;
-        if self.visits > MAX_VISITS {
-            return Err(Refusal {
-                name: String::new(),
-                reason: format!("its parts, counted once for each way to reach them, are more than {MAX_VISITS}"),
-            });
-        }
-        match tensor(self.doc, id, 0) {
+        // What a tensor takes in lists of tensors, besides its name.
+        const RECORD: u64 = 256;
+        match tensor(self.doc, &mut self.work, id, 0) {
             Reading::Tensor { dtype, shape, data } => {
+                self.work.spend(RECORD + 2 * name.len() as u64 + 32 * shape.len() as u64)?;
                 // A lone tensor, saved by itself, has no name.
                 let name = if name.is_empty() { "tensor".to_owned() } else { name };
-                if !self.names.insert(name.clone()) {
-                    return Err(Refusal { name, reason: "two tensors have this name".into() });
-                }
                 self.found.tensors.push(TensorRecord { name, dtype, shape, data });
                 return Ok(());
             }
             Reading::Unsupported(reason) => {
+                self.work.spend(RECORD + name.len() as u64)?;
                 self.found.skipped.push((name, reason));
                 return Ok(());
             }
             Reading::Broken(reason) => return Err(Refusal { name, reason }),
             Reading::Other => {}
         }
-        let parts = if is_module(self.doc, id) { module_children(self.doc, id) } else { children(self.doc, id) };
-        if parts.is_empty() || !self.path.insert(id) {
+        if !is_container(self.doc, id) || self.path.contains(&id) {
+            return Ok(());
+        }
+        self.work.look(self.doc, id)?;
+        let parts = match is_module(self.doc, id) {
+            true => module_children(self.doc, &mut self.work, id)?,
+            false => children(self.doc, &mut self.work, id)?,
+        };
+        if parts.is_empty() {
             return Ok(());
         }
         if depth >= MAX_DEPTH {
             return Err(Refusal { name, reason: format!("nested deeper than {MAX_DEPTH} levels") });
         }
-        for (part, value) in parts {
+        self.path.insert(id);
+        for (part, value) in parts.into_iter().filter(|&(_, value)| is_container(self.doc, value)) {
             let full = if name.is_empty() { part } else { format!("{name}.{part}") };
             if full.len() > MAX_NAME {
                 return Err(Refusal { name: full, reason: format!("a name of more than {MAX_NAME} bytes") });
@@ -279,13 +323,13 @@ enum Reading {
 }
 
 /// Reads the calls that make a tensor. `wrapped` counts parameters and subclasses around it.
-fn tensor(doc: &Document, id: Id, wrapped: usize) -> Reading {
+fn tensor(doc: &Document, work: &mut Work, id: Id, wrapped: usize) -> Reading {
     let Some(object) = doc.object(id) else { return Reading::Other };
     let Some((module, function)) = doc.global(object.callable) else { return Reading::Other };
     let args = doc.tuple(object.args);
     if module.starts_with("numpy") {
         return match function {
-            "_reconstruct" | "_frombuffer" => numpy_array(doc, id, function),
+            "_reconstruct" | "_frombuffer" => numpy_array(doc, work, id, function),
             _ => Reading::Other,
         };
     }
@@ -293,9 +337,9 @@ fn tensor(doc: &Document, id: Id, wrapped: usize) -> Reading {
         return Reading::Other;
     }
     match function {
-        "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" => view_reading(doc, args),
+        "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" => view_reading(doc, work, args),
         "_rebuild_parameter" | "_rebuild_parameter_with_state" => match args.first() {
-            Some(&inner) if wrapped < 4 => match tensor(doc, inner, wrapped + 1) {
+            Some(&inner) if wrapped < 4 => match tensor(doc, work, inner, wrapped + 1) {
                 Reading::Other => Reading::Broken("a parameter around something that is no tensor".into()),
                 reading => reading,
             },
@@ -322,7 +366,10 @@ fn tensor(doc: &Document, id: Id, wrapped: usize) -> Reading {
     }
 }
 
-fn view_reading(doc: &Document, args: &[Id]) -> Reading {
+fn view_reading(doc: &Document, work: &mut Work, args: &[Id]) -> Reading {
+    if let Some(Err(refusal)) = args.last().map(|&last| work.look(doc, last)) {
+        return Reading::Broken(refusal.reason);
+    }
     // The last argument may say that the values are to be conjugated or negated when read.
     let is_set = |&id: &Id, bit: &str| doc.get(id, bit).and_then(|value| doc.int(value)) == Some(1);
     if args.last().is_some_and(|last| is_set(last, "conj") || is_set(last, "neg")) {
@@ -351,23 +398,36 @@ fn view(doc: &Document, args: &[Id]) -> Result<(Dtype, Vec<usize>, Data), String
         }
     };
     let offset = doc.int(offset).and_then(|v| u64::try_from(v).ok()).ok_or("its storage offset is not a count")?;
-    let shape = counts(doc, size).ok_or("its shape is not a list of counts")?;
-    let strides =
-        counts(doc, stride).ok_or("its strides are not a list of counts: negative ones don't exist in PyTorch")?;
+    let shape = counts(doc, size, "shape")?;
+    let strides = counts(doc, stride, "strides")?;
     if shape.len() != strides.len() {
         return Err(format!("it has {} dimensions and {} strides", shape.len(), strides.len()));
     }
-    if shape.len() > 64 {
-        return Err(format!("it has {} dimensions; PyTorch allows 64", shape.len()));
-    }
-    let shape =
-        shape.into_iter().map(usize::try_from).collect::<Result<_, _>>().map_err(|_| "a dimension is too large")?;
+    let shape = dimensions(shape)?;
     let element = if class_dtype.is_some() { dtype.size() } else { 1 };
     Ok((dtype, shape, Data::Storage { storage: StorageRef { element, ..storage }, offset, strides }))
 }
 
-fn counts(doc: &Document, id: Id) -> Option<Vec<u64>> {
-    doc.sequence(id)?.iter().map(|&item| doc.int(item).and_then(|v| u64::try_from(v).ok())).collect()
+fn counts(doc: &Document, id: Id, what: &str) -> Result<Vec<u64>, String> {
+    let wrong = || format!("its {what} is not a list of counts");
+    let items = doc.sequence(id).ok_or_else(wrong)?;
+    if items.len() > MAX_DIMENSIONS {
+        return Err(format!("it has {} dimensions; PyTorch allows {MAX_DIMENSIONS}", items.len()));
+    }
+    items.iter().map(|&item| doc.int(item).and_then(|v| u64::try_from(v).ok())).collect::<Option<_>>().ok_or_else(wrong)
+}
+
+fn dimensions(counts: Vec<u64>) -> Result<Vec<usize>, &'static str> {
+    counts.into_iter().map(usize::try_from).collect::<Result<_, _>>().map_err(|_| "a dimension is too large")
+}
+
+/// The name of a storage: PyTorch uses short numbers.
+pub(crate) fn storage_key(doc: &Document, id: Id) -> Option<String> {
+    match doc.node(id) {
+        Node::Str(_) => doc.str(id).filter(|key| key.len() <= MAX_STORAGE_KEY).map(str::to_owned),
+        Node::Int(key) => Some(key.to_string()),
+        _ => None,
+    }
 }
 
 /// `("storage", class, key, location, elements[, view])`, and the dtype its class fixes.
@@ -389,7 +449,7 @@ fn storage_ref(doc: &Document, id: Id) -> Result<(StorageRef, Option<Dtype>), St
             Dtype::from_torch_storage(name).ok_or_else(|| format!("storage class {} is not known", show_name(name)))?,
         ),
     };
-    let key = doc.key_name(key).ok_or("its storage's key is not text")?;
+    let key = storage_key(doc, key).ok_or("its storage's key is not a short text")?;
     let element = dtype.map_or(1, Dtype::size);
     let to_bytes =
         |count: Option<i64>| count.and_then(|v| u64::try_from(v).ok()).and_then(|v| v.checked_mul(element as u64));
@@ -405,7 +465,7 @@ fn storage_ref(doc: &Document, id: Id) -> Result<(StorageRef, Option<Dtype>), St
 
 /// `_reconstruct(…)` with state `(version, shape, dtype, fortran, data)`, or protocol 5's
 /// `_frombuffer(data, dtype, shape, order)`.
-fn numpy_array(doc: &Document, id: Id, function: &str) -> Reading {
+fn numpy_array(doc: &Document, work: &mut Work, id: Id, function: &str) -> Reading {
     let Some(object) = doc.object(id) else { return Reading::Other };
     let (shape, dtype, fortran, data) = if function == "_frombuffer" {
         let &[data, dtype, shape, order] = doc.tuple(object.args) else { return Reading::Other };
@@ -418,20 +478,22 @@ fn numpy_array(doc: &Document, id: Id, function: &str) -> Reading {
     let Some((dtype, big_endian)) = doc.numpy_dtype(dtype) else {
         return Reading::Unsupported("a numpy array of objects, text or records".into());
     };
-    let Some(bytes) = doc.numpy_bytes(data) else {
+    let shape = match counts(doc, shape, "shape").and_then(|shape| Ok(dimensions(shape)?)) {
+        Ok(shape) => shape,
+        Err(reason) => return Reading::Broken(reason),
+    };
+    let Some(size) = bytes_of(&shape, dtype) else {
+        return Reading::Broken(format!("shape {shape:?} overflows"));
+    };
+    // Shared arrays are copied for each name. No more is there to copy than the pickle is long.
+    if let Err(refusal) = work.spend((size as u64).min(doc.pickle_len())) {
+        return Reading::Broken(refusal.reason);
+    }
+    let Some(bytes) = doc.numpy_bytes(data, size) else {
         return Reading::Unsupported("a numpy array whose values are not in the file".into());
     };
-    let Some(shape) =
-        counts(doc, shape).and_then(|s| s.into_iter().map(|d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>())
-    else {
-        return Reading::Broken("its shape is not a list of counts".into());
-    };
-    let size = shape.iter().try_fold(dtype.size(), |size, &d| size.checked_mul(d));
-    if size != Some(bytes.len()) {
-        return Reading::Broken(format!(
-            "a numpy array of shape {shape:?} with {} bytes of {dtype} values",
-            bytes.len()
-        ));
+    if bytes.len() != size {
+        return Reading::Broken(format!("a numpy array of shape {shape:?} with more or less than its {size} bytes"));
     }
     let mut bytes = if fortran { row_major(&bytes, &shape, dtype.size()) } else { bytes };
     if big_endian {
@@ -485,17 +547,19 @@ impl Document {
         Some((dtype, big_endian))
     }
 
-    /// Bytes as numpy pickles them: themselves, or latin-1 text in `_codecs.encode`.
-    pub(crate) fn numpy_bytes(&self, id: Id) -> Option<Vec<u8>> {
+    /// Bytes as numpy pickles them: themselves, or latin-1 text in `_codecs.encode`. Copies no
+    /// more than `expected` of them: what comes back shorter than that, or empty, wasn't as long.
+    pub(crate) fn numpy_bytes(&self, id: Id, expected: usize) -> Option<Vec<u8>> {
+        let exactly = |bytes: &[u8]| if bytes.len() == expected { bytes.to_vec() } else { Vec::new() };
         match self.node(id) {
-            Node::Bytes(_) | Node::Str(_) => self.bytes(id).map(<[u8]>::to_vec),
+            Node::Bytes(_) | Node::Str(_) => self.bytes(id).map(exactly),
             Node::Object(object) => match self.global(object.callable)? {
                 ("_codecs", "encode") => {
                     let text = self.str(*self.tuple(object.args).first()?)?;
-                    text.chars().map(|c| u8::try_from(c as u32).ok()).collect()
+                    text.chars().take(expected.saturating_add(1)).map(|c| u8::try_from(c as u32).ok()).collect()
                 }
                 ("builtins", "bytearray" | "bytes") => match self.tuple(object.args).first() {
-                    Some(&inner) => self.bytes(inner).map(<[u8]>::to_vec),
+                    Some(&inner) => self.bytes(inner).map(exactly),
                     None => Some(Vec::new()),
                 },
                 _ => None,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use formats::config;
 use formats::write::PIECE;
 use formats::{Checkpoint, Error};
 use serde_json::Value;
@@ -73,7 +74,6 @@ pub enum Outcome {
 /// What an opened file turned out to hold, after everything in it has been read.
 #[derive(Debug)]
 pub struct Opened {
-    pub root: String,
     /// Name, shape and bytes (the first thousand) of every tensor.
     pub tensors: Vec<(String, Vec<usize>, Vec<u8>)>,
     pub globals: Vec<String>,
@@ -157,19 +157,20 @@ fn panic_text(panic: Box<dyn std::any::Any + Send>) -> String {
 
 /// Opens a file with every kind of root, and reads everything.
 pub fn exercise(path: &Path) -> Outcome {
-    for root in [".", "state_dict", "hyper_parameters.a"] {
-        match formats::open_root(path, Some(root)) {
-            Ok(checkpoint) => drop(read_everything(&checkpoint)),
-            Err(e) => drop(check_error(path, &e)),
+    let outcome = match formats::open(path).and_then(|checkpoint| read_everything(&checkpoint)) {
+        Ok(opened) => Outcome::Opened(opened),
+        Err(e) => Outcome::Refused(check_error(path, &e)),
+    };
+    let roots: &[&str] = match outcome {
+        Outcome::Refused(_) => &["."],
+        Outcome::Opened(_) => &[".", "state_dict", "hyper_parameters.a"],
+    };
+    for root in roots {
+        if let Err(e) = formats::open_root(path, Some(root)).and_then(|checkpoint| read_everything(&checkpoint)) {
+            check_error(path, &e);
         }
     }
-    match formats::open(path) {
-        Ok(checkpoint) => match read_everything(&checkpoint) {
-            Ok(opened) => Outcome::Opened(opened),
-            Err(e) => Outcome::Refused(check_error(path, &e)),
-        },
-        Err(e) => Outcome::Refused(check_error(path, &e)),
-    }
+    outcome
 }
 
 fn read_everything(checkpoint: &Checkpoint) -> formats::Result<Opened> {
@@ -194,20 +195,21 @@ fn read_everything(checkpoint: &Checkpoint) -> formats::Result<Opened> {
             tensors.push((info.name.clone(), info.shape.clone(), first));
         }
     }
-    let hyper_parameters = checkpoint.hyper_parameters();
-    // JSON that a reader with the usual limits can't take back would be of no use.
-    if let Some(value) = &hyper_parameters {
-        let text = serde_json::to_string(value).unwrap();
-        serde_json::from_str::<serde::de::IgnoredAny>(&text).unwrap();
-    }
+    drop(config::detect(checkpoint.tensors(), checkpoint.hyper_parameters().as_ref()));
     let mut globals = Vec::new();
     if let Some(document) = checkpoint.document() {
         drop(document.to_json(document.root()));
         globals = document.globals();
         globals.truncate(1000);
     }
+    let hyper_parameters = checkpoint.hyper_parameters();
+    // JSON that a reader with the usual limits can't take back would be of no use.
+    if let Some(value) = &hyper_parameters {
+        let text = serde_json::to_string(value).unwrap();
+        serde_json::from_str::<serde::de::IgnoredAny>(&text).unwrap();
+    }
     let skipped = checkpoint.skipped().iter().take(1000).cloned().collect();
-    Ok(Opened { root: checkpoint.root().to_owned(), tensors, globals, hyper_parameters, skipped })
+    Ok(Opened { tensors, globals, hyper_parameters, skipped })
 }
 
 /// An error is one line that can be printed, and names the file or another in its folder.
