@@ -452,6 +452,22 @@ mod refusals {
     }
 
     #[test]
+    fn weights_of_other_dtypes_must_be_equal() {
+        let folder = Folder::new();
+        let file = |name: &str, value: f64| {
+            let tensors: [(&str, Dtype, &[usize], &[f64]); 2] =
+                [("w", Dtype::F32, &[1], &[1.0]), ("q", Dtype::F8E4M3, &[1], &[value])];
+            folder.write_as(name, &tensors);
+        };
+        file("a.safetensors", 1.0);
+        file("b.safetensors", 1.0);
+        file("c.safetensors", 2.0);
+        folder.command(&["soup", "a.safetensors", "b.safetensors", "-o", "same.safetensors"]).assert().success();
+        let reason = "a.safetensors: tensor 'q': f8_e4m3 values can't be merged";
+        folder.fail(&["soup", "a.safetensors", "c.safetensors"], &[reason]);
+    }
+
+    #[test]
     fn nothing_to_merge() {
         let folder = folder();
         folder.write_as("i.ckpt", &[("w", Dtype::I64, &[2], &[1.0; 2])]);
@@ -566,7 +582,7 @@ impl Folder {
             .map(|&(name, dtype, _, values)| {
                 let mut bytes = Vec::new();
                 if !encode_f64(values, dtype, &mut bytes) {
-                    values.iter().for_each(|&value| bytes.extend((value as i64).to_le_bytes()));
+                    values.iter().for_each(|&value| bytes.extend(&(value as i64).to_le_bytes()[..dtype.size()]));
                 }
                 (name, bytes)
             })

@@ -16,7 +16,7 @@ use crate::jobs::{Merge, Role};
 /// from what the others gave, so that it weighs as in interpolation. Angles and sums in f64,
 /// rounded once.
 ///
-/// mergekit 0.1.5's `slerp` is within 5e-15 of a tensor's largest magnitude on f64 tensors and, taking the
+/// mergekit 0.1.5's `slerp` is within 2e-15 of a tensor's largest magnitude on f64 tensors and, taking the
 /// angle in f32, within 6e-6 on f32 ones (`tests/against_mergekit.py`). It takes a tensor of zeros for
 /// perpendicular to everything.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
