@@ -18,6 +18,7 @@ mod digest;
 mod dtype;
 mod error;
 pub mod layout;
+pub mod parallel;
 pub mod pickle;
 mod read;
 mod tensor;
