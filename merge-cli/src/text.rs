@@ -77,7 +77,7 @@ pub fn short(value: f64) -> String {
     match size {
         0.0 => "0".into(),
         _ if !value.is_finite() => value.to_string(),
-        _ if size < 0.001 || size >= 1e5 => format!("{value:.1e}"),
+        _ if !(0.001..1e5).contains(&size) => format!("{value:.1e}"),
         _ if size < 10.0 && value > 0.0 => format!("{value:.4}"),
         _ if size < 10.0 => format!("{value:.3}"),
         _ if size < 100.0 => format!("{value:.2}"),
@@ -92,60 +92,72 @@ pub fn trimmed(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').into()
 }
 
-/// Columns of a table that belong together, under one title: each a heading and its cells.
+/// Columns of a table that belong together, under one title.
 pub struct Columns {
     pub title: String,
-    pub columns: Vec<(String, Vec<String>)>,
+    pub columns: Vec<Column>,
 }
 
-/// A table of groups of columns, aligned to the right after a column of `labels`. Groups that don't fit into
-/// `width` go into a further table below.
+pub struct Column {
+    pub heading: String,
+    pub cells: Vec<String>,
+}
+
+impl Columns {
+    fn widths(&self) -> Vec<usize> {
+        let width = |column: &Column| {
+            let cells = column.cells.iter().chain([&column.heading]);
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        self.columns.iter().map(width).collect()
+    }
+
+    fn width(&self) -> usize {
+        let widths = self.widths();
+        (widths.iter().sum::<usize>() + widths.len().saturating_sub(1)).max(self.title.chars().count())
+    }
+
+    /// The headings, or a row of cells, each aligned to the right.
+    fn line(&self, row: Option<usize>) -> String {
+        let text = |column: &Column| match row {
+            None => column.heading.clone(),
+            Some(row) => column.cells.get(row).cloned().unwrap_or_default(),
+        };
+        let cells = self.columns.iter().zip(self.widths()).map(|(column, width)| format!("{:>width$}", text(column)));
+        cells.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A table of groups of columns after a column of `labels`. Groups that don't fit into `width` go into a further
+/// table below.
 pub fn grouped(heading: &str, labels: &[String], groups: &[Columns], width: usize) -> String {
     const GAP: usize = 3;
-    let count = |text: &str| text.chars().count();
-    let label_width = labels.iter().map(|label| count(label)).chain([count(heading)]).max().unwrap_or(0);
-    let label = |text: &str| format!("  {text}{}", " ".repeat(label_width - count(text)));
-    let widths = |group: &Columns| -> Vec<usize> {
-        let width =
-            |(heading, cells): &(String, Vec<String>)| cells.iter().chain([heading]).map(|cell| count(cell)).max();
-        group.columns.iter().map(|column| width(column).unwrap_or(0)).collect()
-    };
-    let group_width = |group: &Columns| {
-        let widths = widths(group);
-        (widths.iter().sum::<usize>() + widths.len().saturating_sub(1)).max(count(&group.title))
-    };
+    let label_width = labels.iter().map(|label| label.chars().count()).chain([heading.chars().count()]).max();
+    let label_width = label_width.unwrap_or(0);
     let mut out = String::new();
     let mut rest = groups;
     while !rest.is_empty() {
         let mut used = 2 + label_width;
         let fitting = rest.iter().take_while(|group| {
-            used += GAP + group_width(group);
+            used += GAP + group.width();
             used <= width
         });
         let (now, later) = rest.split_at(fitting.count().max(1));
         rest = later;
-        let mut line = |first: String, cells: &dyn Fn(&Columns) -> String| {
-            let mut text = first;
+        let mut line = |label: &str, text: &dyn Fn(&Columns) -> String| {
+            let mut line = format!("  {label:label_width$}");
             for group in now {
-                let cells = cells(group);
-                // What a title takes beyond its columns stays free in every line.
-                let free = group_width(group) - count(&cells).min(group_width(group));
-                text += &format!("{}{cells}{}", " ".repeat(GAP), " ".repeat(free));
+                line += &format!("{:GAP$}{:width$}", "", text(group), width = group.width());
             }
-            out.push_str(text.trim_end());
+            out.push_str(line.trim_end());
             out.push('\n');
         };
-        let row = |group: &Columns, cell: &dyn Fn(&(String, Vec<String>)) -> String| {
-            let cells = group.columns.iter().zip(widths(group));
-            let padded = cells.map(|(column, width)| format!("{:>width$}", cell(column)));
-            padded.collect::<Vec<_>>().join(" ")
-        };
         if now.iter().any(|group| !group.title.is_empty()) {
-            line(label(""), &|group| group.title.clone());
+            line("", &|group| group.title.clone());
         }
-        line(label(heading), &|group| row(group, &|(heading, _)| heading.clone()));
-        for (index, name) in labels.iter().enumerate() {
-            line(label(name), &|group| row(group, &|(_, cells)| cells.get(index).cloned().unwrap_or_default()));
+        line(heading, &|group| group.line(None));
+        for (row, label) in labels.iter().enumerate() {
+            line(label, &|group| group.line(Some(row)));
         }
     }
     out
@@ -213,7 +225,7 @@ mod tests {
 
     #[test]
     fn groups_of_columns_that_do_not_fit_go_below() {
-        let column = |heading: &str, cell: &str| (heading.to_string(), vec![cell.to_string()]);
+        let column = |heading: &str, cell: &str| Column { heading: heading.into(), cells: vec![cell.into()] };
         let group =
             |title: &str| Columns { title: title.into(), columns: vec![column("a", "1.5"), column("longer", "2")] };
         let both = "        first        second\n  row     a longer     a longer\n  0     1.5      2   1.5      2\n";

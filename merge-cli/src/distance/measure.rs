@@ -4,13 +4,12 @@
 //! digit, and once for the truncated sums. Pieces of tensors are worked on by all threads; their sums are added
 //! in the order of the file, so the result doesn't depend on the number of threads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::write::PIECE;
-use formats::{Checkpoint, Dtype, Error, Result};
+use formats::{Checkpoint, Dtype, Error, Result, parallel};
 
 use super::metrics::{Sums, add_truncated};
 use super::scope::{Distance, Pair, PartGroup, Scope, Space};
@@ -35,14 +34,17 @@ struct Slot {
     elements: usize,
     experts: [Option<(usize, usize)>; 3],
     bases: [Option<(usize, usize)>; 3],
+    /// Bytes of one element in all of these.
+    element_bytes: usize,
 }
 
-/// One part of one layer, the smallest union that is reported.
+/// The slots of one part of one layer that have the same modalities: the smallest union that is worked with.
 #[derive(Debug)]
 struct Cell {
     layer: Option<usize>,
     part: PartGroup,
     has: [bool; 3],
+    elements: u64,
     /// The groups this cell belongs to.
     groups: [usize; 4],
 }
@@ -79,16 +81,10 @@ impl<'a> Measurement<'a> {
                 Source::Copy { .. } | Source::Computed(_) => None,
             })
             .collect();
-        let places: BTreeSet<(Option<usize>, PartGroup)> =
-            merges.iter().map(|(_, merge)| (merge.layer, merge.part.into())).collect();
-        let mut cells: Vec<Cell> =
-            places.into_iter().map(|(layer, part)| Cell { layer, part, has: [false; 3], groups: [0; 4] }).collect();
+        let mut cells: BTreeMap<(Option<usize>, PartGroup, [bool; 3]), Cell> = BTreeMap::new();
         let mut slots = Vec::new();
-        let mut pieces = Vec::new();
         for (job, merge) in merges {
-            let place = (merge.layer, PartGroup::from(merge.part));
-            let Ok(cell) = cells.binary_search_by_key(&place, |cell| (cell.layer, cell.part)) else { continue };
-            let mut slot = Slot { cell, elements: job.info.elements(), ..Slot::default() };
+            let mut slot = Slot { elements: job.info.elements(), ..Slot::default() };
             for input in &merge.inputs {
                 let tensor = Some((input.checkpoint, input.tensor));
                 match input.role {
@@ -98,17 +94,30 @@ impl<'a> Measurement<'a> {
                     Role::Model(_) => {}
                 }
             }
-            for (has, expert) in cells[cell].has.iter_mut().zip(&slot.experts) {
-                *has |= expert.is_some();
-            }
-            let starts = (0..slot.elements).step_by(PIECE);
-            pieces.extend(
-                starts.map(|start| Piece { slot: slots.len(), elements: start..slot.elements.min(start + PIECE) }),
-            );
-            slots.push(slot);
+            let tensors: BTreeSet<(usize, usize)> = slot.experts.iter().chain(&slot.bases).flatten().copied().collect();
+            let size = |&(number, tensor): &(usize, usize)| checkpoints[number].tensors()[tensor].dtype.size();
+            slot.element_bytes = tensors.iter().map(size).sum();
+            let (layer, part) = (merge.layer, PartGroup::from(merge.part));
+            let has = slot.experts.map(|expert| expert.is_some());
+            let cell = Cell { layer, part, has, elements: 0, groups: [0; 4] };
+            cells.entry((layer, part, has)).or_insert(cell).elements += slot.elements as u64;
+            slots.push(((layer, part, has), slot));
         }
-        let based = slots.iter().any(|slot| slot.bases.iter().any(Option::is_some));
-        let spaces: &[Space] = if based { &[Space::Weights, Space::ModalityVectors] } else { &[Space::Weights] };
+        let numbers: Vec<_> = cells.keys().copied().collect();
+        let place = |(key, slot)| Slot { cell: numbers.partition_point(|other| *other < key), ..slot };
+        let slots: Vec<Slot> = slots.into_iter().map(place).collect();
+        let mut cells: Vec<Cell> = cells.into_values().collect();
+        let pieces = slots.iter().enumerate().flat_map(|(number, slot)| {
+            let end = move |start: usize| slot.elements.min(start + PIECE);
+            (0..slot.elements).step_by(PIECE).map(move |start| Piece { slot: number, elements: start..end(start) })
+        });
+        let pieces = pieces.collect();
+        let has_bases =
+            |slot: &Slot| slot.experts.iter().zip(&slot.bases).all(|(e, base)| e.is_none() || base.is_some());
+        let spaces: &[Space] = match slots.iter().all(has_bases) {
+            true => &[Space::Weights, Space::ModalityVectors],
+            false => &[Space::Weights],
+        };
         let groups = group(&mut cells);
         Measurement { checkpoints, top_k, spaces, slots, cells, groups, pieces }
     }
@@ -117,7 +126,7 @@ impl<'a> Measurement<'a> {
     pub fn bytes(&self) -> u64 {
         let passes = if self.is_f64() { Pass::all::<f64>() } else { Pass::all::<f32>() }.len() + 1;
         let passes = if self.truncates() { passes } else { 1 };
-        passes as u64 * self.slots.iter().map(|slot| self.slot_bytes(slot, slot.elements)).sum::<u64>()
+        passes as u64 * self.slots.iter().map(|slot| (slot.elements * slot.element_bytes) as u64).sum::<u64>()
     }
 
     /// Measures: for each space and pair, overall, by part, by layer, and by layer and part, in this order.
@@ -191,7 +200,7 @@ impl<'a> Measurement<'a> {
                 finite
             })?;
             if let Some(pass) = pass {
-                let mut tally = tallies[cell].lock().unwrap_or_else(|e| e.into_inner());
+                let mut tally = lock(&tallies[cell]);
                 self.each_vector(cell, |space, side| {
                     tally[space][side].take(pass, &prefixes[cell][space][side], &mut counters[space][side]);
                 });
@@ -201,7 +210,7 @@ impl<'a> Measurement<'a> {
         })?;
         if let Some(pass) = pass {
             let tallies: Vec<Each<Tally>> =
-                tallies.into_iter().map(|tally| tally.into_inner().unwrap_or_else(|e| e.into_inner())).collect();
+                tallies.into_iter().map(|tally| tally.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
             self.narrow(searches, pass, &tallies);
         }
         let mut by_group: Vec<Each<Sums>> = vec![Each::default(); self.groups.len()];
@@ -218,10 +227,9 @@ impl<'a> Measurement<'a> {
     /// A search for each group's, space's and pair's two thresholds.
     fn searches(&self) -> Vec<Each<[Search; 2]>> {
         let of_group = |group: &Group| {
-            let elements = |pair| {
-                let slots = self.slots.iter().filter(|slot| group.cells.contains(&slot.cell));
-                slots.filter(|slot| self.cells[slot.cell].has_pair(pair)).map(|slot| slot.elements as u64).sum()
-            };
+            let cells =
+                |pair| group.cells.iter().map(|&cell| &self.cells[cell]).filter(move |cell| cell.has_pair(pair));
+            let elements = |pair| cells(pair).map(|cell| cell.elements).sum();
             let searches = [0, 1, 2].map(|pair| [Search::new(elements(pair), self.top_k); 2]);
             [searches; 2]
         };
@@ -340,7 +348,7 @@ impl<'a> Measurement<'a> {
             if !take(vectors) {
                 self.check_finite(slot, &vectors[0], bases)?;
             }
-            progress(self.slot_bytes(slot, range.len()));
+            progress((range.len() * slot.element_bytes) as u64);
         }
         Ok(())
     }
@@ -379,12 +387,6 @@ impl<'a> Measurement<'a> {
                 }
             }
         }
-    }
-
-    fn slot_bytes(&self, slot: &Slot, elements: usize) -> u64 {
-        let tensors: BTreeSet<(usize, usize)> = slot.experts.iter().chain(&slot.bases).flatten().copied().collect();
-        let size = |&(number, tensor): &(usize, usize)| self.checkpoints[number].tensors()[tensor].dtype.size();
-        (elements * tensors.iter().map(size).sum::<usize>()) as u64
     }
 }
 
@@ -436,36 +438,23 @@ impl Element for f64 {
     }
 }
 
-/// What `work` makes of each task, in the order of the tasks. Each thread has its own `S`.
+/// What `work` makes of each number below `count`, in order. Each thread has its own `S`.
 fn in_parallel<S: Default, R: Send>(
-    tasks: usize,
+    count: usize,
     threads: usize,
     work: impl Fn(usize, &mut S) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    let next = AtomicUsize::new(0);
-    let stopped = AtomicBool::new(false);
-    let run = || {
-        let mut state = S::default();
-        let mut done = Vec::new();
-        while !stopped.load(Ordering::Relaxed) {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
-            }
-            let result = work(task, &mut state);
-            stopped.fetch_or(result.is_err(), Ordering::Relaxed);
-            done.push((task, result));
-        }
-        done
-    };
-    let mut done = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
-        let mut done = run();
-        for other in others {
-            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        done
-    });
-    done.sort_by_key(|(task, _)| *task);
-    done.into_iter().map(|(_, result)| result).collect()
+    let done = Mutex::new(Vec::with_capacity(count));
+    parallel::for_each(threads, count, |number, state: &mut S| {
+        let result = work(number, state)?;
+        lock(&done).push((number, result));
+        Ok::<(), Error>(())
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|&(number, _)| number);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

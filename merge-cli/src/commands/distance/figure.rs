@@ -1,26 +1,25 @@
 //! Distances as heat maps.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use formats::layout::Modality;
 use merge_cli::distance::{Distance, Pair, PartGroup, Scope, Space};
 use merge_cli::plot::{Figure, Map, Panel};
 
 use super::table::{layers, pairs, parts, spaces};
-use super::{Args, Metric, file_name, layer_name};
+use super::{Args, Metric, file_name, index, layer_name};
 
 /// A map for each metric and, side by side, space; in each a panel of layers × parts for every pair.
 pub fn figure(args: &Args, distances: &[Distance]) -> Figure {
     let (layers, parts) = (layers(distances), parts(distances));
-    let by_place: HashMap<(Space, Pair, Scope), &Distance> =
-        distances.iter().map(|found| ((found.space, found.pair, found.scope), found)).collect();
+    let index = index(distances);
     let cell = |space, pair, layer, part, metric: Metric| {
-        let found = by_place.get(&(space, pair, Scope::LayerPart { layer, part }))?;
+        let found = index.get(&(space, pair, Scope::LayerPart { layer, part }))?;
         let value = metric.of(&found.metrics)?;
         Some((value, metric.shown(value)))
     };
     let panel = |space, pair, metric: Metric| {
-        let overall = by_place.get(&(space, pair, Scope::Overall)).and_then(|found| metric.of(&found.metrics));
+        let overall = index.get(&(space, pair, Scope::Overall)).and_then(|found| metric.of(&found.metrics));
         let overall = overall.map_or_else(|| "–".into(), |value| metric.shown(value));
         let places = layers.iter().flat_map(|&layer| parts.iter().map(move |&part| (layer, part)));
         let cells = places.map(|(layer, part)| cell(space, pair, layer, part, metric)).collect();

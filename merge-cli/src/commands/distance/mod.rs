@@ -3,6 +3,7 @@
 mod figure;
 mod table;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use anyhow::{Result, bail};
 use formats::layout::Layout;
 use formats::show_path;
 use formats::write::{check_file_target, write_file};
-use merge_cli::distance::{Distance, Measurement, Metrics, Space};
+use merge_cli::distance::{Distance, Measurement, Metrics, Pair, Scope, Space};
 use merge_cli::{Selection, jobs};
 use serde_json::json;
 
@@ -187,6 +188,13 @@ impl fmt::Display for Metric {
             Metric::Tssd => "TSSD",
         })
     }
+}
+
+/// Distances by what they are of.
+type Index<'a> = HashMap<(Space, Pair, Scope), &'a Distance>;
+
+fn index(distances: &[Distance]) -> Index<'_> {
+    distances.iter().map(|found| ((found.space, found.pair, found.scope), found)).collect()
 }
 
 /// `weights`, or `modality vectors`.

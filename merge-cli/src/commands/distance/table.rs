@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use formats::layout::Layout;
 use merge_cli::distance::{Distance, Pair, PartGroup, Scope, Space};
 
-use super::{Args, Metric, layer_name, space_name};
+use super::{Args, Index, Metric, index, layer_name, space_name};
 use crate::text;
 
 /// Columns of a terminal that tables keep to.
@@ -17,11 +17,12 @@ pub fn render(args: &Args, layout: &Layout, distances: &[Distance]) -> String {
         out += &format!(", modality vectors from {}", formats::show_path(base));
     }
     out += &format!("\n\nOverall, TSSD of the top {}%\n", args.top_k);
-    out += &overall(distances);
+    let index = index(distances);
+    out += &overall(distances, &index);
     for space in spaces(distances) {
         for metric in Metric::ALL {
             out += &format!("\n{}\n", metric.title(space, args.top_k));
-            out += &by_layer(distances, space, metric);
+            out += &by_layer(distances, &index, space, metric);
         }
     }
     out += "\nSmaller L2, SSD and TSSD and a larger cosine mean closer experts, which predicts a better merge.\n";
@@ -31,19 +32,23 @@ pub fn render(args: &Args, layout: &Layout, distances: &[Distance]) -> String {
     out
 }
 
-fn overall(distances: &[Distance]) -> String {
+fn overall(distances: &[Distance], index: &Index) -> String {
     let rows: Vec<Pair> = pairs(distances);
-    let count = |&pair: &Pair| find(distances, Space::Weights, pair, Scope::Overall).map_or(0, |found| found.elements);
+    let count = |&pair: &Pair| index.get(&(Space::Weights, pair, Scope::Overall)).map_or(0, |found| found.elements);
     let counts = text::Columns {
         title: String::new(),
-        columns: vec![("elements".into(), rows.iter().map(|pair| text::thousands(count(pair))).collect())],
+        columns: vec![text::Column {
+            heading: "elements".into(),
+            cells: rows.iter().map(|pair| text::thousands(count(pair))).collect(),
+        }],
     };
     let of_space = |space: Space| {
         let cells = |metric: Metric| {
-            let value = |&pair: &Pair| shown(find(distances, space, pair, Scope::Overall), metric);
+            let value = |&pair: &Pair| shown(index.get(&(space, pair, Scope::Overall)), metric);
             rows.iter().map(value).collect()
         };
-        let columns = Metric::ALL.into_iter().map(|metric| (metric.to_string(), cells(metric))).collect();
+        let column = |metric: Metric| text::Column { heading: metric.to_string(), cells: cells(metric) };
+        let columns = Metric::ALL.into_iter().map(column).collect();
         text::Columns { title: space_name(space).into(), columns }
     };
     let groups: Vec<text::Columns> =
@@ -53,10 +58,10 @@ fn overall(distances: &[Distance]) -> String {
 }
 
 /// One metric: a row for each layer, columns for each pair's parts.
-fn by_layer(distances: &[Distance], space: Space, metric: Metric) -> String {
+fn by_layer(distances: &[Distance], index: &Index, space: Space, metric: Metric) -> String {
     let layers = layers(distances);
     let of_pair = |pair: Pair| {
-        let mut columns: Vec<(String, Vec<String>)> = Vec::new();
+        let mut columns = Vec::new();
         for part in parts(distances).into_iter().map(Some).chain([None]) {
             let layer_scope = |&layer: &Option<usize>| match part {
                 Some(part) => Scope::LayerPart { layer, part },
@@ -64,8 +69,8 @@ fn by_layer(distances: &[Distance], space: Space, metric: Metric) -> String {
             };
             let all = part.map_or(Scope::Overall, |part| Scope::Part { part });
             let scopes = layers.iter().map(layer_scope).chain([all]);
-            let cells = scopes.map(|scope| shown(find(distances, space, pair, scope), metric)).collect();
-            columns.push((part.map_or("all", short_name).into(), cells));
+            let cells = scopes.map(|scope| shown(index.get(&(space, pair, scope)), metric)).collect();
+            columns.push(text::Column { heading: part.map_or("all", short_name).into(), cells });
         }
         text::Columns { title: pair.to_string(), columns }
     };
@@ -84,16 +89,12 @@ fn short_name(part: PartGroup) -> &'static str {
 }
 
 /// A value in a cell: `·` where there is no such pair, `–` where the value doesn't exist.
-fn shown(distance: Option<&Distance>, metric: Metric) -> String {
+fn shown(distance: Option<&&Distance>, metric: Metric) -> String {
     match distance.map(|found| metric.of(&found.metrics)) {
         None => "·".into(),
         Some(None) => "–".into(),
         Some(Some(value)) => metric.shown(value),
     }
-}
-
-fn find(distances: &[Distance], space: Space, pair: Pair, scope: Scope) -> Option<&Distance> {
-    distances.iter().find(|found| (found.space, found.pair, found.scope) == (space, pair, scope))
 }
 
 /// What there is, in order.
