@@ -72,9 +72,9 @@ pub enum Storage {
 impl Storage {
     /// How the gram of an input of width `d` is stored in this tensor; `None` if it is no such gram.
     pub fn of(info: &TensorInfo, d: usize) -> Option<Storage> {
-        match info.shape.as_slice() {
-            &[rows, columns] if rows == d && columns == d => Some(Storage::Full),
-            &[length] if Some(length) == packed_len(d) => Some(Storage::Packed),
+        match *info.shape.as_slice() {
+            [rows, columns] if rows == d && columns == d => Some(Storage::Full),
+            [length] if Some(length) == packed_len(d) => Some(Storage::Packed),
             _ => None,
         }
     }

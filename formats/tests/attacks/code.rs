@@ -61,7 +61,8 @@ fn a_chain_of_reduce_is_data() {
 #[test]
 fn every_opcode_that_constructs_is_inert() {
     // NEWOBJ, INST, OBJ, STACK_GLOBAL, NEWOBJ_EX, and BUILD, which may call __setstate__.
-    let ways: [&dyn Fn(&mut Emitter, &str); 6] = [
+    type Way = dyn Fn(&mut Emitter, &str);
+    let ways: [&Way; 6] = [
         &|p, command| {
             p.global("subprocess", "Popen").mark().str(command).tuple().new_object();
         },

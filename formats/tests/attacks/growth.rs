@@ -54,7 +54,8 @@ fn a_billion_laughs_in_hyper_parameters() {
         assert_eq!(opened.tensors.len(), 1);
     }
     // The same by dicts, by tuples, by attributes of objects.
-    let nests: [&dyn Fn(&mut Emitter, u32); 4] = [
+    type Nest = dyn Fn(&mut Emitter, u32);
+    let nests: [&Nest; 4] = [
         &|p, inner| {
             p.empty_dict().mark();
             (0..10).for_each(|key| done(p.int(key).get(inner)));

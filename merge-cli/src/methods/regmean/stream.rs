@@ -48,6 +48,9 @@ pub struct Pass {
     pub digest: bool,
 }
 
+/// Is given rows of a gram: their numbers, and their values.
+pub type Visit<'v> = &'v mut dyn FnMut(Range<usize>, &[f64]);
+
 impl GramFile<'_> {
     /// Adds a gram of width `d`, scaled, to the upper triangle of `sum` [d, d], row-major. The triangle below the
     /// diagonal is used up.
@@ -63,7 +66,7 @@ impl GramFile<'_> {
         pass: Pass,
         sum: &mut [f64],
         buffers: &mut Buffers,
-        mut visit: Option<&mut dyn FnMut(Range<usize>, &[f64])>,
+        mut visit: Option<Visit<'_>>,
     ) -> Result<()> {
         let fault = |reason: String| {
             Error::tensor(self.checkpoint.path(), &self.checkpoint.tensors()[gram.tensor].name, reason)
@@ -184,7 +187,7 @@ fn extremes(values: &[f64]) -> Extremes {
     let mut take = |lane: usize, x: f64| {
         largest[lane] = if x.abs() > largest[lane] { x.abs() } else { largest[lane] };
         // 0 for a finite number, else NaN.
-        poison[lane] += x - x;
+        poison[lane] += x * 0.0;
     };
     for chunk in chunks {
         (0..LANES).for_each(|lane| take(lane, chunk[lane]));
