@@ -3,7 +3,7 @@
 #
 #   benches/vlmerge.sh [FOLDER] [RUNS]
 #
-# Needs about 7 GB in FOLDER (default: a temporary folder, deleted at the end), GNU time
+# Needs about 12 GB in FOLDER (default: a temporary folder, deleted at the end), GNU time
 # (apt-get install -y time) and a release build, which it makes. Every figure is the median of RUNS
 # (default 5) runs on a warm page cache; the baseline `cp` runs right before each command, so that a
 # machine whose speed drifts treats both alike.
@@ -21,7 +21,9 @@ vlmerge=$PWD/target/release/vlmerge
 fixtures=$PWD/target/release/fixtures
 ms=$folder/ms.ckpt seed=$folder/seed.ckpt
 [ -f "$ms" ] || "$fixtures" checkpoint --size base --variant all_moe -o "$ms" >&2
+grams=$folder/grams.pth
 [ -f "$seed" ] || "$fixtures" checkpoint --size base --variant ufo -o "$seed" >&2
+[ -f "$grams" ] || "$fixtures" grams --size base -o "$grams" >&2
 
 # Runs a command and prints "seconds peak_kB".
 timed() {
@@ -38,6 +40,7 @@ median() { sort -g | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] 
 row() {
     local name=$1 copied=$2 seconds=() peaks=() copies=() ratios=() s p c
     shift 2
+    # shellcheck disable=SC2086
     cat $copied >/dev/null
     for _ in $(seq "$runs"); do
         # shellcheck disable=SC2086
@@ -61,5 +64,9 @@ row 'interpolate, to .ckpt' "$ms" "$vlmerge" interpolate "$ms" --ratio 0.5 -o "$
 row 'arithmetic --lambda 0.75' "$ms $seed" "$vlmerge" arithmetic "$ms" --base "$seed" --lambda 0.75 -o "$folder/merged.safetensors" --force
 row 'convert to safetensors' "$ms" "$vlmerge" convert "$ms" -o "$folder/ms.safetensors" --force
 rm -f "$folder/merged.ckpt"
+row 'distance' "$ms" "$vlmerge" distance "$ms"
+row 'distance --base' "$ms $seed" "$vlmerge" distance "$ms" --base "$seed"
+row 'ties --experts' "$ms $seed" "$vlmerge" ties "$seed" "$ms" --experts -o "$folder/merged.safetensors" --force
+row 'regmean --task irtr' "$ms $grams" "$vlmerge" regmean "$ms" --grams "$grams" --task irtr -o "$folder/merged.safetensors" --force
 row 'diff' "$ms" "$vlmerge" diff "$ms" "$folder/ms.safetensors"
 rm -rf "$folder/copies"
