@@ -68,7 +68,7 @@ type Each<V> = [[V; 3]; 2];
 const PAIRS: [[usize; 2]; 3] = [[0, 1], [0, 2], [1, 2]];
 
 /// Elements worked on at a time, so that all vectors of a slot stay in a core's cache.
-const CHUNK: usize = 1 << 16;
+const CHUNK: usize = 1 << 15;
 
 impl<'a> Measurement<'a> {
     /// Plans to measure the merges among `jobs`, whose inputs are numbers in `checkpoints`. Modality vectors are

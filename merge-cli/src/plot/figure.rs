@@ -35,7 +35,8 @@ pub struct Map {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panel {
     pub title: String,
-    /// A value, as a number and as it is shown, for each row and column, row by row; cells without one stay grey.
+    /// A value, as a number and as it is shown, for each row and column, row by row. Cells without one
+    /// stay grey and empty, those whose value is NaN grey.
     pub cells: Vec<Option<(f64, String)>>,
 }
 
@@ -149,7 +150,7 @@ impl Figure {
                 scene.rectangle(place, EMPTY, String::new());
                 continue;
             };
-            let fill = scale.color(*value);
+            let fill = if value.is_nan() { EMPTY } else { scale.color(*value) };
             let says =
                 format!("{}, {} {}, {}: {shown}", panel.title, self.y_axis, self.rows[row], self.columns[column]);
             scene.rectangle(place, fill, says);
@@ -204,15 +205,17 @@ impl Scale {
     fn color(&self, value: f64) -> Color {
         let from_low = ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
         let light = if self.dark_is_large { 1.0 - from_low } else { from_low };
-        let color = colorous::VIRIDIS.eval_continuous(if light.is_nan() { 0.0 } else { light });
+        let color = colorous::VIRIDIS.eval_continuous(light);
         Color([color.r, color.g, color.b])
     }
 
-    /// Round numbers on the scale, at least two, about one for every 40 pixels of `height`; and their step.
+    /// Round numbers on the scale, at least two, about one for every 40 pixels of `height` up to eight; and their
+    /// step.
     fn ticks(&self, height: f64) -> (Vec<f64>, f64) {
         let mut ticks = Vec::new();
         let mut step = 0.0;
-        for count in (height / 40.0).round().max(2.0) as usize..10 {
+        let fewest = (height / 40.0).clamp(2.0, 8.0) as usize;
+        for count in fewest..fewest + 8 {
             step = self.step(count);
             let numbers = (self.low / step).ceil() as i64..=(self.high / step).floor() as i64;
             ticks = numbers.take(20).map(|n| n as f64 * step).collect();
@@ -303,7 +306,9 @@ mod tests {
             for range in [[0.0, f64::INFINITY], [-1.0, 1.0]] {
                 let scale = Scale::of(&Map { range, ..map(values) });
                 assert!(scale.low < scale.high, "{values:?}");
-                assert!(scale.ticks(70.0).0.len() > 1, "{values:?}");
+                for height in [20.0, 70.0, 500.0, 20_000.0] {
+                    assert!((2..20).contains(&scale.ticks(height).0.len()), "{values:?} {height}");
+                }
                 for &value in values {
                     scale.color(value);
                 }

@@ -15,8 +15,8 @@ pub fn figure(args: &Args, distances: &[Distance]) -> Figure {
     let index = index(distances);
     let cell = |space, pair, layer, part, metric: Metric| {
         let found = index.get(&(space, pair, Scope::LayerPart { layer, part }))?;
-        let value = metric.of(&found.metrics)?;
-        Some((value, metric.shown(value)))
+        let value = metric.of(&found.metrics);
+        Some((value.unwrap_or(f64::NAN), value.map_or_else(|| "–".into(), |value| metric.shown(value))))
     };
     let panel = |space, pair, metric: Metric| {
         let overall = index.get(&(space, pair, Scope::Overall)).and_then(|found| metric.of(&found.metrics));
@@ -63,7 +63,7 @@ fn notes(args: &Args, distances: &[Distance]) -> Vec<String> {
     }
     let cells = distances.iter().filter(|found| matches!(found.scope, Scope::LayerPart { .. })).count();
     if cells < spaces(distances).len() * pairs.len() * layers(distances).len() * parts(distances).len() {
-        notes.push("Grey: no such pair of experts in this layer.".into());
+        notes.push("Empty: no such pair of experts in this layer.".into());
     }
     notes
 }
