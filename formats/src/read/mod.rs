@@ -75,6 +75,8 @@ pub(crate) fn sniff(source: &Source) -> Result<Format> {
         // First, because a header of 640 bytes starts with the bytes of a pickle: 80 02.
         head if safetensors::looks_certain(head) => Ok(Format::Safetensors),
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Ok(Format::TorchZip),
+        // First, because a header's length can look like a pickle's start: 640 is 0x80 0x02.
+        head if head.get(4..8) == Some(&[0; 4]) && safetensors::looks_like(head) => Ok(Format::Safetensors),
         [0x80, 2..=5, ..] => Ok(Format::TorchLegacy),
         head if legacy::is_tar(head) => bad(
             "a tar file, as PyTorch wrote before version 0.1.10; load it with an old PyTorch and save it again with torch.save",
