@@ -148,7 +148,8 @@ impl Emitter {
     /// A contiguous tensor as `torch.save` refers to it: a view over the whole of storage `key`.
     pub fn tensor(&mut self, dtype: Dtype, key: &str, shape: &[usize]) -> &mut Self {
         let elements: usize = shape.iter().product();
-        let typed = dtype.torch_storage();
+        // `torch.load(weights_only=True)` doesn't know ComplexHalfStorage; PyTorch doesn't write it either.
+        let typed = dtype.torch_storage().filter(|_| dtype != Dtype::Complex32);
         let rebuild = if typed.is_some() { "_rebuild_tensor_v2" } else { "_rebuild_tensor_v3" };
         self.global("torch._utils", rebuild).mark();
         self.mark().str("storage");
@@ -173,5 +174,23 @@ impl Emitter {
             self.global("torch", dtype.torch_name());
         }
         self.tuple().reduce()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_only_what_pytorch_loads_as_weights() {
+        let named = |dtype| {
+            let mut p = Emitter::new();
+            p.tensor(dtype, "0", &[1]);
+            String::from_utf8_lossy(&p.finish()).into_owned()
+        };
+        assert!(named(Dtype::F32).contains("torch\nFloatStorage\n"));
+        for dtype in [Dtype::Complex32, Dtype::F8E4M3, Dtype::U16] {
+            assert!(named(dtype).contains("torch.storage\nUntypedStorage\n"), "{dtype}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use indexmap::IndexMap;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::source::Source;
 use super::torch::MAX_DIMENSIONS;
@@ -199,7 +199,7 @@ pub(crate) fn open_index(source: &Source) -> Result<Index> {
     #[derive(serde::Deserialize)]
     struct RawIndex {
         #[serde(default)]
-        metadata: serde_json::Map<String, serde_json::Value>,
+        metadata: BTreeMap<String, Scalar>,
         weight_map: Unique<String>,
     }
     let raw: RawIndex = serde_json::from_slice(&text).map_err(|e| {
@@ -218,9 +218,58 @@ pub(crate) fn open_index(source: &Source) -> Result<Index> {
         }
         shards.entry(file).or_default().push(tensor);
     }
-    let metadata = raw.metadata.into_iter().map(|(key, value)| match value {
-        serde_json::Value::String(text) => (key, text),
-        other => (key, other.to_string()),
-    });
+    let metadata = raw.metadata.into_iter().filter_map(|(key, value)| Some((key, value.0?)));
     Ok(Index { shards, metadata: metadata.collect() })
+}
+
+/// A JSON text, number or truth value as text. Lists and objects, whose values would take many times
+/// the memory of their letters, are read over.
+struct Scalar(Option<String>);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Scalar, D::Error> {
+        struct ScalarVisitor;
+        impl<'de> Visitor<'de> for ScalarVisitor {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
+                Ok(Scalar(Some(text.to_owned())))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_unit<E>(self) -> Result<Scalar, E> {
+                Ok(Scalar(None))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Scalar, A::Error> {
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Scalar(None))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Scalar, A::Error> {
+                while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Scalar(None))
+            }
+        }
+        deserializer.deserialize_any(ScalarVisitor)
+    }
 }

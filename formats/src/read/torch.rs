@@ -524,7 +524,8 @@ impl Document {
         if self.global(object.callable)? != ("numpy", "dtype") {
             return None;
         }
-        let code = self.str(*self.tuple(object.args).first()?)?;
+        // `f4`, `>c16`: a longer one is no number's.
+        let code = self.str(*self.tuple(object.args).first()?).filter(|code| code.len() <= 4)?;
         let order = object.state.and_then(|state| self.tuple(state).get(1).copied()).and_then(|order| self.str(order));
         let big_endian = order == Some(">") || code.starts_with('>');
         let dtype = match code.trim_start_matches(['<', '>', '=', '|']) {

@@ -70,7 +70,10 @@ pub(crate) fn open(source: &Source) -> Result<(Document, Storages)> {
         taken.push((entry.header_start(), start + size, name));
         match key {
             Some(key) => {
-                bytes.insert(key.to_owned(), StorageBytes { start, len: size });
+                // Names of broken text can be equal as text only.
+                if bytes.insert(key.to_owned(), StorageBytes { start, len: size }).is_some() {
+                    return Err(entry_fault("another entry has the same name".into()));
+                }
             }
             None if inner == "byteorder" => {
                 let mut order = String::new();

@@ -201,4 +201,6 @@ fn many_tensors_take_memory_in_proportion() {
     header.pop();
     header.push('}');
     assert_eq!(opened(&header, &[]).tensors.len(), 1000);
+    let texts: Vec<String> = (0..200_000).map(|key| format!("\"{key}\":\"\"")).collect();
+    opened(&format!("{{\"__metadata__\":{{{}}}}}", texts.join(",")), &[]);
 }

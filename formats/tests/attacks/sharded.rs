@@ -114,6 +114,18 @@ fn json_that_is_no_index_is_refused() {
 }
 
 #[test]
+fn metadata_of_many_small_values_takes_memory_in_proportion() {
+    let lists = "[],".repeat(1_000_000);
+    let numbers = "0,".repeat(1_000_000);
+    for values in [&lists, &numbers] {
+        let text = format!("{{\"metadata\":{{\"x\":[{}0]}},\"weight_map\":{{}}}}", values);
+        index(&text).opened();
+    }
+    let keys: String = (0..200_000).map(|key| format!("\"{key}\":0,")).collect();
+    index(&format!("{{\"metadata\":{{{keys}\"x\":{{\"y\":[]}}}},\"weight_map\":{{}}}}")).opened();
+}
+
+#[test]
 fn names_in_an_index_are_escaped() {
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path());

@@ -244,6 +244,16 @@ fn names_that_stand_twice_are_refused() {
 }
 
 #[test]
+fn names_that_are_equal_as_text_are_refused() {
+    lie(|zip| {
+        for broken in [0xfe, 0xff] {
+            zip.entries.push(Entry { name: [b"archive/data/", &[broken][..]].concat(), ..Entry::default() });
+        }
+    })
+    .refused(&["hostile.bin", "same name"]);
+}
+
+#[test]
 fn encrypted_entries_are_refused() {
     for flags in [1, 0x41, 0x2001] {
         lie(|zip| zip.entry("archive/data/1").flags = flags).refused(&["hostile.bin", "archive/data/1", "encrypted"]);
