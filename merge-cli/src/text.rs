@@ -112,18 +112,13 @@ impl Columns {
         self.columns.iter().map(width).collect()
     }
 
-    fn width(&self) -> usize {
-        let widths = self.widths();
-        (widths.iter().sum::<usize>() + widths.len().saturating_sub(1)).max(self.title.chars().count())
-    }
-
     /// The headings, or a row of cells, each aligned to the right.
-    fn line(&self, row: Option<usize>) -> String {
+    fn line(&self, row: Option<usize>, widths: &[usize]) -> String {
         let text = |column: &Column| match row {
             None => column.heading.clone(),
             Some(row) => column.cells.get(row).cloned().unwrap_or_default(),
         };
-        let cells = self.columns.iter().zip(self.widths()).map(|(column, width)| format!("{:>width$}", text(column)));
+        let cells = self.columns.iter().zip(widths).map(|(column, &width)| format!("{:>width$}", text(column)));
         cells.collect::<Vec<_>>().join(" ")
     }
 }
@@ -134,30 +129,37 @@ pub fn grouped(heading: &str, labels: &[String], groups: &[Columns], width: usiz
     const GAP: usize = 3;
     let label_width = labels.iter().map(|label| label.chars().count()).chain([heading.chars().count()]).max();
     let label_width = label_width.unwrap_or(0);
+    // Each group with the widths of its columns and its own.
+    let measured = groups.iter().map(|group| {
+        let widths = group.widths();
+        let width = (widths.iter().sum::<usize>() + widths.len().saturating_sub(1)).max(group.title.chars().count());
+        (group, widths, width)
+    });
+    let measured: Vec<_> = measured.collect();
     let mut out = String::new();
-    let mut rest = groups;
+    let mut rest = measured.as_slice();
     while !rest.is_empty() {
         let mut used = 2 + label_width;
-        let fitting = rest.iter().take_while(|group| {
-            used += GAP + group.width();
+        let fitting = rest.iter().take_while(|(_, _, group)| {
+            used += GAP + group;
             used <= width
         });
         let (now, later) = rest.split_at(fitting.count().max(1));
         rest = later;
-        let mut line = |label: &str, text: &dyn Fn(&Columns) -> String| {
+        let mut line = |label: &str, text: &dyn Fn(&Columns, &[usize]) -> String| {
             let mut line = format!("  {label:label_width$}");
-            for group in now {
-                line += &format!("{:GAP$}{:width$}", "", text(group), width = group.width());
+            for (group, widths, width) in now {
+                line += &format!("{:GAP$}{:width$}", "", text(group, widths));
             }
             out.push_str(line.trim_end());
             out.push('\n');
         };
-        if now.iter().any(|group| !group.title.is_empty()) {
-            line("", &|group| group.title.clone());
+        if now.iter().any(|(group, _, _)| !group.title.is_empty()) {
+            line("", &|group, _| group.title.clone());
         }
-        line(heading, &|group| group.line(None));
+        line(heading, &|group, widths| group.line(None, widths));
         for (row, label) in labels.iter().enumerate() {
-            line(label, &|group| group.line(Some(row)));
+            line(label, &|group, widths| group.line(Some(row), widths));
         }
     }
     out
