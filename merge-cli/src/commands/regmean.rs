@@ -129,9 +129,12 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
         let layers = method.layers();
         let singular: Vec<&LayerReport> = layers.iter().filter(|layer| layer.singular).collect();
         if !singular.is_empty() {
+            let what = match singular.iter().any(|layer| layer.ridge > options.ridge) {
+                true => "got a ridge",
+                false => "took the plain mean",
+            };
             let layers = text::count(singular.len() as u64, "layer");
-            context
-                .warn(format!("{layers} whose summed grams are not positive definite got a ridge or the plain mean"));
+            context.warn(format!("{layers} whose summed grams are not positive definite {what}"));
         }
         vec![Note { key: "layers", value: json!(layers), text: summary(&layers) }]
     };
@@ -285,7 +288,7 @@ fn cell(report: &LayerReport) -> String {
 }
 
 fn percent(part: f64, whole: f64) -> String {
-    if whole <= 0.0 {
+    if !(whole > 0.0) {
         return "–".to_string();
     }
     let percent = 100.0 * part / whole;

@@ -1,22 +1,21 @@
 //! RegMean: linear layers by least squares on the inputs they saw.
 
 mod linalg;
+mod solve;
 mod stream;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use formats::grams::Storage;
 use formats::layout::{Layout, Modality, Part};
 use formats::{Checkpoint, Digester, Error, Result, show_name};
-use ndarray::ArrayView2;
-use ndarray::linalg::general_mat_mul;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use self::stream::{Gram, GramFile, Pass};
+use self::solve::{Real, Workspace, add_to_diagonal, diagonal};
+use self::stream::{Gram, GramFile};
 use super::{Method, Span};
 use crate::jobs::{Job, Merge, Role, Source, listed};
 
@@ -94,10 +93,6 @@ pub enum OnSingular {
     Mean,
 }
 
-/// The ridges tried on a singular layer. The first changes the objective by about a millionth of the inputs' energy
-/// and leaves the solution ten digits in f64; beyond the last, what is summed can't have been gram matrices.
-const RIDGES: [f64; 5] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2];
-
 /// What a linear layer's merge came to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerReport {
@@ -107,13 +102,15 @@ pub struct LayerReport {
     pub part: Part,
     /// Those that were merged.
     pub modalities: Vec<Modality>,
-    /// Σₘ‖(W − Wₘ)Xₘ‖² for the plain mean, to about six digits; with scaled grams, and without ridge.
+    /// Σₘ‖(W − Wₘ)Xₘ‖² for the plain mean; with scaled grams, and without ridge. To about six digits of the sum's
+    /// largest part, as is the next.
     pub mean_objective: f64,
     /// The same for the merged weight.
     pub objective: f64,
     /// Relative ridge λ that was used, the one that was asked for included.
     pub ridge: f64,
-    /// Largest over smallest pivot of the Cholesky factor, squared: ΣG's condition number is at least this.
+    /// Largest over smallest pivot of the Cholesky factor, squared: ΣG's condition number, with the ridge, is at
+    /// least this.
     pub condition: f64,
     /// Whether ΣG was not positive definite as it was.
     pub singular: bool,
@@ -131,22 +128,6 @@ struct Linear {
     /// One for each expert merged, in the order of the inputs; none for a single expert.
     grams: Vec<Gram>,
     options: Options,
-}
-
-/// One solver's memory, kept from layer to layer.
-#[derive(Default)]
-struct Workspace {
-    reading: stream::Buffers,
-    /// ΣG [d, d], then its factor.
-    sum: Vec<f64>,
-    /// Σ(Wₘ − Wₙ)Gₘ [out, d] by columns, then W − Wₙ.
-    product: Vec<f64>,
-    /// Columns of Wₘ − Wₙ.
-    difference: Vec<f64>,
-    /// The plain mean less Wₙ [out, d] by columns.
-    mean: Vec<f32>,
-    panel: Vec<f32>,
-    panel_product: Vec<f32>,
 }
 
 /// Bytes that solvers may use together, unless one needs more.
@@ -245,150 +226,6 @@ impl<'c> RegMean<'c> {
         Ok(())
     }
 
-    /// The report is `None` if the layer can't be solved and that fails the merge.
-    fn solve<T: Real>(
-        &self,
-        linear: &Linear,
-        experts: &[&[T]],
-        out: &mut [T],
-        workspace: &mut Workspace,
-    ) -> Result<Option<LayerReport>> {
-        let Options { ridge, on_singular, .. } = linear.options;
-        let d = linear.d;
-        let rows = out.len() / d.max(1);
-        let mut report = linear.report(linear.grams.iter().map(|gram| gram.modality).collect());
-        // Once a layer has failed the merge, only the names of the others that do are wanted.
-        let last_wish = self.failed.load(Ordering::Relaxed);
-        let crossed = match last_wish {
-            true => self.sum(linear, workspace, true).map(|()| 0.0)?,
-            false => self.sum_with_products(linear, experts, rows, workspace)?,
-        };
-        let unit = diagonal(&workspace.sum, d).sum::<f64>() / d.max(1) as f64;
-        report.ridge = ridge;
-        add_to_diagonal(&mut workspace.sum, d, ridge * unit);
-        let mut factor = linalg::cholesky(linalg::view_mut(&mut workspace.sum, d, d));
-        if factor.is_err() || unit == 0.0 {
-            report.singular = true;
-            if on_singular == OnSingular::Error {
-                self.failed.store(true, Ordering::Relaxed);
-                locked(&self.layers).push(report);
-                return Ok(None);
-            }
-            if unit == 0.0 && on_singular == OnSingular::Ridge {
-                let reason = "this gram and its siblings are zero throughout, and no ridge helps there".to_string();
-                return Err(self.fault(linear, reason));
-            }
-            for attempt in RIDGES.into_iter().filter(|&attempt| attempt > ridge && unit > 0.0) {
-                report.ridge = attempt;
-                self.sum(linear, workspace, false)?;
-                add_to_diagonal(&mut workspace.sum, d, attempt * unit);
-                factor = linalg::cholesky(linalg::view_mut(&mut workspace.sum, d, d));
-                if factor.is_ok() {
-                    break;
-                }
-            }
-            if unit > 0.0 && factor.is_err() && on_singular == OnSingular::Ridge {
-                let reason =
-                    format!("the sum with its siblings is not positive definite even with ridge {}", report.ridge);
-                return Err(self.fault(linear, reason));
-            }
-        }
-        if last_wish {
-            return Ok(None);
-        }
-        let Workspace { sum, product, mean: centre, panel, panel_product, .. } = workspace;
-        let l = linalg::view(sum, d, d);
-        let (least, most) = l.diag().iter().fold((f64::INFINITY, 0f64), |(a, b), &x| (a.min(x), b.max(x)));
-        report.condition = (most / least).powi(2);
-
-        // With D = Wₘ − Wₙ, M the plain mean less Wₙ, P = ΣDG, S = ΣG and X = W − Wₙ, the objective
-        // Σtr((X − D)G(X − D)ᵀ) is tr(XSXᵀ) − 2·tr(PXᵀ) + Σtr(DGDᵀ).
-        let lambda = report.ridge * unit;
-        centre.resize(rows * d, 0.0);
-        centre_of(experts, centre, rows, d);
-        let centre = linalg::view(centre, rows, d);
-        let from_sum = linalg::norm2_of_product(centre, l, panel, panel_product) - lambda * norm2(centre);
-        // tr(PMᵀ) is half of tr(DGDᵀ) where there is one D = 2M.
-        let cross = match experts.len() {
-            2 => crossed / 2.0,
-            _ => inner(product, centre),
-        };
-        report.mean_objective = (from_sum - 2.0 * cross + crossed).max(0.0);
-
-        if report.singular && on_singular == OnSingular::Mean {
-            report.objective = report.mean_objective;
-            report.ridge = ridge;
-            mean(experts, out);
-            return Ok(Some(report));
-        }
-        if lambda > 0.0 {
-            add_centre(experts, lambda, product, rows, d);
-        }
-        // X·S' = P' with S' = S + λI and P' = P + λM, so that tr(PXᵀ) = tr(P'Xᵀ) − λ·tr(MXᵀ).
-        let energy = linalg::divide(linalg::view_mut(product, rows, d), l);
-        let pull = match lambda > 0.0 {
-            true => lambda * (2.0 * inner(product, centre) - product.iter().map(|x| x * x).sum::<f64>()),
-            false => 0.0,
-        };
-        report.objective = (crossed - energy + pull).max(0.0);
-        if let Some(&last) = experts.last() {
-            add_transposed(last, product, out, rows, d);
-        }
-        Ok(Some(report))
-    }
-
-    /// Adds up a layer's grams, in `workspace.sum`.
-    fn sum(&self, linear: &Linear, workspace: &mut Workspace, digest: bool) -> Result<()> {
-        let d = linear.d;
-        workspace.sum.resize(d * d, 0.0);
-        for (m, gram) in linear.grams.iter().enumerate() {
-            let pass = Pass { non_diag_scale: linear.options.non_diag_scale, first: m == 0, digest };
-            self.grams.add(gram, d, pass, &mut workspace.sum, &mut workspace.reading, None)?;
-        }
-        Ok(())
-    }
-
-    /// Adds up a layer's grams, and P = Σ_{m<n}(Wₘ − Wₙ)Gₘ in `workspace.product`. Returns Σtr((Wₘ − Wₙ)Gₘ(Wₘ − Wₙ)ᵀ).
-    fn sum_with_products<T: Real>(
-        &self,
-        linear: &Linear,
-        experts: &[&[T]],
-        rows: usize,
-        workspace: &mut Workspace,
-    ) -> Result<f64> {
-        let d = linear.d;
-        let Workspace { reading, sum, product, difference, .. } = workspace;
-        sum.resize(d * d, 0.0);
-        product.resize(rows * d, 0.0);
-        let Some((last, others)) = experts.split_last() else { return Ok(0.0) };
-        let mut crossed = 0.0;
-        for (m, gram) in linear.grams.iter().enumerate() {
-            let pass = Pass { non_diag_scale: linear.options.non_diag_scale, first: m == 0, digest: true };
-            let Some(expert) = others.get(m) else {
-                self.grams.add(gram, d, pass, sum, reading, None)?;
-                continue;
-            };
-            if m > 0 {
-                crossed -= inner_difference(product, expert, last, rows, d);
-            }
-            let mut multiply = |band: Range<usize>, values: &[f64]| {
-                difference.resize(rows * band.len(), 0.0);
-                for (row, differences) in difference.chunks_exact_mut(band.len()).enumerate() {
-                    let columns = row * d + band.start..row * d + band.end;
-                    let pairs = expert[columns.clone()].iter().zip(&last[columns]);
-                    differences.iter_mut().zip(pairs).for_each(|(out, (&a, &b))| *out = a.into() - b.into());
-                }
-                let keep = if m == 0 && band.start == 0 { 0.0 } else { 1.0 };
-                let difference = row_major(difference, rows, band.len());
-                let values = row_major(values, band.len(), d);
-                general_mat_mul(1.0, &difference, &values, keep, &mut linalg::view_mut(product, rows, d));
-            };
-            self.grams.add(gram, d, pass, sum, reading, Some(&mut multiply))?;
-            crossed += inner_difference(product, expert, last, rows, d);
-        }
-        Ok(crossed)
-    }
-
     /// Why the layers in `failed` couldn't be solved.
     fn singular(&self, failed: &[LayerReport]) -> Result<Error> {
         let mut faults = Vec::new();
@@ -415,7 +252,7 @@ impl<'c> RegMean<'c> {
         let d = linear.d;
         self.workspaces.with(|workspace| {
             self.sum(linear, workspace, false)?;
-            let sum = &mut workspace.sum;
+            let sum = &mut workspace.sum[..d * d];
             let unit = diagonal(sum, d).sum::<f64>() / d.max(1) as f64;
             if unit == 0.0 {
                 return Ok("zero throughout".to_string());
@@ -492,13 +329,6 @@ impl Linear {
     }
 }
 
-impl Workspace {
-    /// What one needs for a weight [out, d], nearly.
-    fn bytes(out: usize, d: usize) -> usize {
-        d.saturating_mul(d).saturating_add(out.saturating_mul(d).saturating_mul(3) / 2).saturating_mul(8)
-    }
-}
-
 /// Workspaces for as many solvers as may work at once.
 struct Pool {
     free: Mutex<Vec<Workspace>>,
@@ -559,42 +389,6 @@ fn storage(grams: &Checkpoint, tensor: usize, d: usize, slot: &str) -> Result<St
     })
 }
 
-/// An element type that checkpoints are merged in.
-trait Real: Copy + Into<f64> {
-    fn rounded(value: f64) -> Self;
-    /// In the type's own precision, as PyTorch does it.
-    fn add(self, other: Self) -> Self;
-    fn divide(self, by: f64) -> Self;
-}
-
-impl Real for f32 {
-    fn rounded(value: f64) -> f32 {
-        value as f32
-    }
-
-    fn add(self, other: f32) -> f32 {
-        self + other
-    }
-
-    fn divide(self, by: f64) -> f32 {
-        self / by as f32
-    }
-}
-
-impl Real for f64 {
-    fn rounded(value: f64) -> f64 {
-        value
-    }
-
-    fn add(self, other: f64) -> f64 {
-        self + other
-    }
-
-    fn divide(self, by: f64) -> f64 {
-        self / by
-    }
-}
-
 /// The plain mean; of one, itself.
 fn mean<T: Real>(inputs: &[&[T]], out: &mut [T]) {
     let Some((first, others)) = inputs.split_first() else { return };
@@ -606,71 +400,4 @@ fn mean<T: Real>(inputs: &[&[T]], out: &mut [T]) {
         let count = inputs.len() as f64;
         out.iter_mut().for_each(|out| *out = out.divide(count));
     }
-}
-
-fn row_major(values: &[f64], rows: usize, columns: usize) -> ArrayView2<'_, f64> {
-    linalg::view(values, columns, rows).reversed_axes()
-}
-
-fn diagonal(sum: &[f64], d: usize) -> impl Iterator<Item = f64> {
-    sum.iter().step_by(d + 1).copied()
-}
-
-fn add_to_diagonal(sum: &mut [f64], d: usize, value: f64) {
-    if value != 0.0 {
-        sum.iter_mut().step_by(d + 1).for_each(|x| *x += value);
-    }
-}
-
-/// Side of the tiles in which row-major and column-major matrices meet.
-const TILE: usize = 32;
-
-/// Calls `visit` with the row-major and the column-major position of each element of [rows, d], tile by tile.
-fn for_each_tiled(rows: usize, d: usize, mut visit: impl FnMut(usize, usize)) {
-    for top in (0..rows).step_by(TILE) {
-        for left in (0..d).step_by(TILE) {
-            for row in top..rows.min(top + TILE) {
-                for column in left..d.min(left + TILE) {
-                    visit(row * d + column, column * rows + row);
-                }
-            }
-        }
-    }
-}
-
-/// tr(P·(A − B)ᵀ), P by columns, A and B by rows.
-fn inner_difference<T: Real>(p: &[f64], a: &[T], b: &[T], rows: usize, d: usize) -> f64 {
-    let mut total = 0.0;
-    for_each_tiled(rows, d, |by_row, by_column| total += p[by_column] * (a[by_row].into() - b[by_row].into()));
-    total
-}
-
-/// The plain mean less the last expert, by columns.
-fn centre_of<T: Real>(experts: &[&[T]], centre: &mut [f32], rows: usize, d: usize) {
-    for_each_tiled(rows, d, |by_row, by_column| centre[by_column] = centre_at(experts, by_row) as f32);
-}
-
-/// Adds λ times the plain mean less the last expert.
-fn add_centre<T: Real>(experts: &[&[T]], lambda: f64, product: &mut [f64], rows: usize, d: usize) {
-    for_each_tiled(rows, d, |by_row, by_column| product[by_column] += lambda * centre_at(experts, by_row));
-}
-
-fn centre_at<T: Real>(experts: &[&[T]], at: usize) -> f64 {
-    let Some((last, others)) = experts.split_last() else { return 0.0 };
-    let last: f64 = last[at].into();
-    others.iter().map(|expert| expert[at].into() - last).sum::<f64>() / experts.len() as f64
-}
-
-/// `out` = W + X, W and `out` by rows, X by columns.
-fn add_transposed<T: Real>(w: &[T], x: &[f64], out: &mut [T], rows: usize, d: usize) {
-    for_each_tiled(rows, d, |by_row, by_column| out[by_row] = T::rounded(w[by_row].into() + x[by_column]));
-}
-
-/// tr(P·Cᵀ)
-fn inner(p: &[f64], c: ArrayView2<f32>) -> f64 {
-    c.t().iter().zip(p).map(|(&c, &p)| f64::from(c) * p).sum()
-}
-
-fn norm2(c: ArrayView2<f32>) -> f64 {
-    c.t().iter().map(|&c| f64::from(c) * f64::from(c)).sum()
 }
