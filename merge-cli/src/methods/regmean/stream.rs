@@ -241,7 +241,10 @@ impl Probe {
     /// Whether the matrix, all of whose rows have been taken, must be looked at again.
     fn suspects(&self) -> bool {
         let limit = 0.5 * ASYMMETRY * self.largest;
-        self.rows.iter().zip(&self.columns).any(|(row, column)| !((row - column).abs() <= limit))
+        self.rows.iter().zip(&self.columns).any(|(row, column)| {
+            let apart = (row - column).abs();
+            apart > limit || apart.is_nan()
+        })
     }
 }
 
