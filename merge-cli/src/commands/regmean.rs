@@ -288,7 +288,7 @@ fn cell(report: &LayerReport) -> String {
 }
 
 fn percent(part: f64, whole: f64) -> String {
-    if !(whole > 0.0) {
+    if whole.is_nan() || whole <= 0.0 {
         return "–".to_string();
     }
     let percent = 100.0 * part / whole;
