@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{self, Detected};
 use crate::pickle::{Document, Id};
 use crate::read::source::Source;
-use crate::read::torch::{Data, Found, TensorRecord};
+use crate::read::torch::{Data, Found, MAX_NAME, TensorRecord};
 use crate::read::{Format, Storages, legacy, safetensors, sniff, strided, torch, zip};
 use crate::tensor::bytes_of;
 use crate::{Dtype, Error, Result, TensorInfo, decode_f32, decode_f64};
@@ -210,6 +210,9 @@ impl Checkpoint {
     }
 
     fn push(&mut self, info: TensorInfo, place: Place) -> Result<()> {
+        if info.name.len() > MAX_NAME {
+            return Err(Error::tensor(self.path(), &info.name, format!("a name of more than {MAX_NAME} bytes")));
+        }
         if self.index.insert(info.name.clone(), self.tensors.len()).is_some() {
             return Err(Error::tensor(self.path(), &info.name, "two tensors have this name"));
         }

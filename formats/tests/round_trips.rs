@@ -35,7 +35,7 @@ const DTYPES: [Dtype; 21] = [
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, u64)>;
 
 fn any_tensors() -> impl Strategy<Value = Tensors> {
-    let name = prop_oneof!["[a-z0-9_.]{1,40}", "\\PC{1,20}", ".{1,20}"];
+    let name = prop_oneof!["[a-z0-9_.]{0,40}", "\\PC{0,20}", ".{0,20}"];
     let name = name.prop_filter("a name of the container's own", |name| name != "__metadata__");
     let shape = prop::collection::vec(0usize..5, 0..5);
     let tensor = (prop::sample::select(DTYPES.to_vec()), shape, any::<u64>());

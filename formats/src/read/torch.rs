@@ -55,7 +55,8 @@ pub(crate) struct Found {
 pub const ROOTS: [&str; 5] = ["state_dict", "model", "module", "model_state_dict", "model_state"];
 const MAX_DEPTH: usize = 64;
 pub(crate) const MAX_DIMENSIONS: usize = 64;
-const MAX_NAME: usize = 4096;
+/// The longest name of a tensor, in any container: one that is longer couldn't be written to another.
+pub(crate) const MAX_NAME: usize = 4096;
 const MAX_STORAGE_KEY: usize = 128;
 
 /// The values under a root, and the root's name (`.` for the whole file).
@@ -270,7 +271,7 @@ impl<'a> Walk<'a> {
             Reading::Tensor { dtype, shape, data } => {
                 self.work.spend(RECORD + 2 * name.len() as u64 + 32 * shape.len() as u64)?;
                 // A lone tensor, saved by itself, has no name.
-                let name = if name.is_empty() { "tensor".to_owned() } else { name };
+                let name = if depth == 0 { "tensor".to_owned() } else { name };
                 self.found.tensors.push(TensorRecord { name, dtype, shape, data });
                 return Ok(());
             }

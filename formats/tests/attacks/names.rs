@@ -85,6 +85,22 @@ fn roots_that_do_not_exist_are_answered_in_one_line() {
 }
 
 #[test]
+fn names_that_no_container_would_hold_are_refused() {
+    let file = |length: usize| {
+        let name = "x".repeat(length);
+        open(&safetensors(&format!(r#"{{"{name}":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}"#), &[0; 8]))
+    };
+    file(4096).opened();
+    file(4097).refused(&["hostile.bin", "a name of more than 4096 bytes"]);
+    let file = |length: usize| {
+        let object = state_dict(|p| done(p.str(&"x".repeat(length)).tensor(Dtype::F32, "0", &[2])));
+        open(&torch_zip(&object, &[("0", &[0; 8])]))
+    };
+    file(4096).opened();
+    file(4097).refused(&["hostile.bin", "a name of more than 4096 bytes"]);
+}
+
+#[test]
 fn long_names_are_cut_in_messages() {
     let name = "x".repeat(4000);
     let object = state_dict(|p| {
