@@ -1,0 +1,1 @@
+//! Data sets: reading, loading ahead of the model, building from official downloads.

@@ -1,0 +1,1 @@
+//! Decoding, resizing, normalising and augmenting images.

@@ -1,0 +1,1 @@
+//! Fine-tuning: configuration, schedule, loop, runs on disk.
