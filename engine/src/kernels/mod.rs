@@ -7,19 +7,15 @@ pub mod compose;
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor, TensorPrimitive};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_cuda::Cuda;
 use burn_flex::Flex;
 
 /// A burn backend with the operations of this module. Shapes as the functions of the same names have them.
 pub trait Backend: BurnBackend {
-    fn linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Option<FloatTensor<Self>>,
-    ) -> FloatTensor<Self> {
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         prim(compose::linear(float::<Self, 2>(x), float(weight), bias.map(float)))
     }
 
@@ -52,6 +48,21 @@ pub trait Backend: BurnBackend {
         keep: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         prim(compose::add_scaled(float::<Self, 3>(x), float(gamma), float(branch), keep.map(float)))
+    }
+
+    fn position_bias(
+        table: FloatTensor<Self>,
+        index: IntTensor<Self>,
+        tokens: usize,
+        first: usize,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        let index = Tensor::from_primitive(index);
+        prim(compose::position_bias(float::<Self, 2>(table), index, tokens, first, heads))
+    }
+
+    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        compose::sum_of_squares::<Self>(x)
     }
 
     /// Parameter, first and second moment after one step of AdamW; see [`Adamw`].
@@ -92,7 +103,11 @@ pub struct Adamw {
 /// - weight: [d_output, d_input], as PyTorch keeps it
 /// - bias: [d_output]
 /// - output: [..., d_output]
-pub fn linear<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
+pub fn linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
     let mut shape = x.dims();
     let (rows, input) = (shape[..D - 1].iter().product::<usize>(), shape[D - 1]);
     shape[D - 1] = weight.dims()[0];
@@ -105,7 +120,12 @@ pub fn linear<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>,
 /// - bias: [heads, tokens, tokens], added to the scores
 /// - mask: [batch, tokens], 1 for a key to attend to, 0 for one to leave out; every row has a 1
 /// - output: [batch, tokens, heads·d]
-pub fn attention<B: Backend>(qkv: Tensor<B, 3>, bias: Tensor<B, 3>, mask: Option<Tensor<B, 2>>, heads: usize) -> Tensor<B, 3> {
+pub fn attention<B: Backend>(
+    qkv: Tensor<B, 3>,
+    bias: Tensor<B, 3>,
+    mask: Option<Tensor<B, 2>>,
+    heads: usize,
+) -> Tensor<B, 3> {
     float(B::attention(prim(qkv), prim(bias), mask.map(prim), heads))
 }
 
@@ -142,6 +162,26 @@ pub fn add_scaled<B: Backend>(
     keep: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
     float(B::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
+}
+
+/// What one layer adds to its attention scores, gathered from the relative position table.
+///
+/// - table: [rows, columns]; head h's values stand in column first + h
+/// - index: [tokens·tokens], the row for each pair of query and key
+/// - output: [heads, tokens, tokens]
+pub fn position_bias<B: Backend>(
+    table: Tensor<B, 2>,
+    index: Tensor<B, 1, Int>,
+    tokens: usize,
+    first: usize,
+    heads: usize,
+) -> Tensor<B, 3> {
+    float(B::position_bias(prim(table), index.into_primitive(), tokens, first, heads))
+}
+
+/// Σx² over all elements of a tensor of any shape, [1].
+pub fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 1> {
+    float(B::sum_of_squares(x))
 }
 
 fn float<B: BurnBackend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
