@@ -15,11 +15,7 @@ use burn_flex::Flex;
 
 /// A burn backend with the operations of this module. Shapes as the functions of the same names have them.
 pub trait Backend: BurnBackend {
-    fn linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Option<FloatTensor<Self>>,
-    ) -> FloatTensor<Self> {
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         prim(compose::linear(float::<Self, 2>(x), float(weight), bias.map(float)))
     }
 
@@ -92,11 +88,15 @@ pub struct Adamw {
 /// - weight: [d_output, d_input], as PyTorch keeps it
 /// - bias: [d_output]
 /// - output: [..., d_output]
-pub fn linear<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
+pub fn linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
     let mut shape = x.dims();
     let (rows, input) = (shape[..D - 1].iter().product::<usize>(), shape[D - 1]);
     shape[D - 1] = weight.dims()[0];
-    float::<B, 2>(B::linear(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
+    float::<B, 2>(<B as Backend>::linear(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
 }
 
 /// Multi-head self-attention: softmax(q·kᵀ/√d + bias + mask)·v in every head, scores and softmax in f32.
@@ -105,8 +105,13 @@ pub fn linear<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>,
 /// - bias: [heads, tokens, tokens], added to the scores
 /// - mask: [batch, tokens], 1 for a key to attend to, 0 for one to leave out; every row has a 1
 /// - output: [batch, tokens, heads·d]
-pub fn attention<B: Backend>(qkv: Tensor<B, 3>, bias: Tensor<B, 3>, mask: Option<Tensor<B, 2>>, heads: usize) -> Tensor<B, 3> {
-    float(B::attention(prim(qkv), prim(bias), mask.map(prim), heads))
+pub fn attention<B: Backend>(
+    qkv: Tensor<B, 3>,
+    bias: Tensor<B, 3>,
+    mask: Option<Tensor<B, 2>>,
+    heads: usize,
+) -> Tensor<B, 3> {
+    float(<B as Backend>::attention(prim(qkv), prim(bias), mask.map(prim), heads))
 }
 
 /// (x − mean)/√(variance + ε) · gamma + beta over the last axis, in f32 whatever x is in.
@@ -121,14 +126,14 @@ pub fn layer_norm<B: Backend, const D: usize>(
     let shape = x.dims();
     let rows = shape[..D - 1].iter().product::<usize>();
     let x = x.reshape([rows, shape[D - 1]]);
-    float::<B, 2>(B::layer_norm(prim(x), prim(gamma), prim(beta), epsilon)).reshape(shape)
+    float::<B, 2>(<B as Backend>::layer_norm(prim(x), prim(gamma), prim(beta), epsilon)).reshape(shape)
 }
 
 /// x·Φ(x), by the error function; any shape.
 pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let shape = x.dims();
     let rows = shape[..D - 1].iter().product::<usize>();
-    float::<B, 2>(B::gelu(prim(x.reshape([rows, shape[D - 1]])))).reshape(shape)
+    float::<B, 2>(<B as Backend>::gelu(prim(x.reshape([rows, shape[D - 1]])))).reshape(shape)
 }
 
 /// x + keep·gamma·branch: a residual connection with layer scale and stochastic depth.
@@ -141,7 +146,7 @@ pub fn add_scaled<B: Backend>(
     branch: Tensor<B, 3>,
     keep: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
-    float(B::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
+    float(<B as Backend>::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
 }
 
 fn float<B: BurnBackend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
