@@ -50,6 +50,7 @@ pub fn layer_norm<B: BurnBackend>(
     let centred = x.clone() - x.mean_dim(1);
     let variance = (centred.clone() * centred.clone()).mean_dim(1);
     let normal = centred / (variance + epsilon).sqrt();
+    let (gamma, beta) = (gamma.cast(FloatDType::F32), beta.cast(FloatDType::F32));
     (normal * gamma.unsqueeze() + beta.unsqueeze()).cast(dtype)
 }
 
@@ -64,11 +65,11 @@ pub fn add_scaled<B: BurnBackend>(
     keep: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
     let dtype = x.dtype();
-    let branch = branch.cast(dtype) * gamma.unsqueeze();
+    let branch = branch.cast(dtype) * gamma.cast(dtype).unsqueeze();
     match keep {
         Some(keep) => {
             let batch = keep.dims()[0];
-            x + branch * keep.reshape([batch, 1, 1])
+            x + branch * keep.cast(dtype).reshape([batch, 1, 1])
         }
         None => x + branch,
     }

@@ -111,7 +111,7 @@ pub fn linear<B: Backend, const D: usize>(
     let mut shape = x.dims();
     let (rows, input) = (shape[..D - 1].iter().product::<usize>(), shape[D - 1]);
     shape[D - 1] = weight.dims()[0];
-    float::<B, 2>(B::linear(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
+    float::<B, 2>(<B as Backend>::linear(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
 }
 
 /// Multi-head self-attention: softmax(q·kᵀ/√d + bias + mask)·v in every head, scores and softmax in f32.
@@ -126,7 +126,7 @@ pub fn attention<B: Backend>(
     mask: Option<Tensor<B, 2>>,
     heads: usize,
 ) -> Tensor<B, 3> {
-    float(B::attention(prim(qkv), prim(bias), mask.map(prim), heads))
+    float(<B as Backend>::attention(prim(qkv), prim(bias), mask.map(prim), heads))
 }
 
 /// (x − mean)/√(variance + ε) · gamma + beta over the last axis, in f32 whatever x is in.
@@ -141,14 +141,14 @@ pub fn layer_norm<B: Backend, const D: usize>(
     let shape = x.dims();
     let rows = shape[..D - 1].iter().product::<usize>();
     let x = x.reshape([rows, shape[D - 1]]);
-    float::<B, 2>(B::layer_norm(prim(x), prim(gamma), prim(beta), epsilon)).reshape(shape)
+    float::<B, 2>(<B as Backend>::layer_norm(prim(x), prim(gamma), prim(beta), epsilon)).reshape(shape)
 }
 
 /// x·Φ(x), by the error function; any shape.
 pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let shape = x.dims();
     let rows = shape[..D - 1].iter().product::<usize>();
-    float::<B, 2>(B::gelu(prim(x.reshape([rows, shape[D - 1]])))).reshape(shape)
+    float::<B, 2>(<B as Backend>::gelu(prim(x.reshape([rows, shape[D - 1]])))).reshape(shape)
 }
 
 /// x + keep·gamma·branch: a residual connection with layer scale and stochastic depth.
@@ -161,7 +161,7 @@ pub fn add_scaled<B: Backend>(
     branch: Tensor<B, 3>,
     keep: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
-    float(B::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
+    float(<B as Backend>::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
 }
 
 /// What one layer adds to its attention scores, gathered from the relative position table.
@@ -176,12 +176,12 @@ pub fn position_bias<B: Backend>(
     first: usize,
     heads: usize,
 ) -> Tensor<B, 3> {
-    float(B::position_bias(prim(table), index.into_primitive(), tokens, first, heads))
+    float(<B as Backend>::position_bias(prim(table), index.into_primitive(), tokens, first, heads))
 }
 
 /// Σx² over all elements of a tensor of any shape, [1].
 pub fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 1> {
-    float(B::sum_of_squares(x))
+    float(<B as Backend>::sum_of_squares(x))
 }
 
 fn float<B: BurnBackend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
