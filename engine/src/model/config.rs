@@ -72,16 +72,23 @@ impl Architecture {
 
     /// The architecture that a checkpoint's names, shapes and metadata show.
     ///
+    /// - table_rows: rows of its relative position table, `None` where it has absolute positions
+    /// - image_size: pixels along a side, for a checkpoint that doesn't say
+    ///
     /// # Errors
     /// A size that nothing shows, or sizes that fit no transformer.
-    pub fn of(detected: &Detected, relative_positions: bool) -> Result<Architecture, ArchitectureError> {
+    pub fn of(
+        detected: &Detected,
+        table_rows: Option<usize>,
+        image_size: Option<usize>,
+    ) -> Result<Architecture, ArchitectureError> {
         let c = &detected.config;
         let need = |value: Option<usize>, what| value.ok_or(ArchitectureError::Unknown(what));
         let vlmo = c.layout.as_deref() == Some("vlmo");
         let variant = c.variant.unwrap_or(Variant::Ufo);
         let layers = need(c.layers, "number of layers")?;
         let text_len = c.max_text_len.unwrap_or(40);
-        let architecture = Architecture {
+        let mut architecture = Architecture {
             attention_experts: variant.has_experts(Part::Attention),
             mlp_experts: variant.has_experts(Part::Mlp),
             norm1_experts: variant.has_experts(Part::Norm1),
@@ -92,14 +99,26 @@ impl Architecture {
             hidden_size: need(c.hidden_size, "width")?,
             heads: need(c.heads, "number of attention heads")?,
             mlp_hidden: need(c.mlp_hidden, "MLP width")?,
-            image_size: need(c.image_size, "image size")?,
+            image_size: need(c.image_size.or(image_size), "image size (--image-size says it)")?,
             patch_size: need(c.patch_size, "patch size")?,
             vocab_size: need(c.vocab_size, "vocabulary size")?,
             text_len,
             table_text_len: c.max_text_len_of_initckpt.unwrap_or(text_len),
             token_types: c.token_types.unwrap_or(2),
-            relative_positions,
+            relative_positions: table_rows.is_some(),
         };
+        if let Some(rows) = table_rows {
+            // Nothing tells T0 better than the rows that the image leaves.
+            let side = (2 * architecture.grid()).saturating_sub(1);
+            match rows.checked_sub(side * side + 5) {
+                Some(left) if left % 2 == 0 => architecture.table_text_len = left / 2,
+                _ => {
+                    let size = architecture.image_size;
+                    let reason = format!("a position table of {rows} rows fits no image of {size} pixels");
+                    return Err(ArchitectureError::Unfit(reason));
+                }
+            }
+        }
         architecture.check()?;
         Ok(architecture)
     }

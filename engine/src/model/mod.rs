@@ -7,6 +7,7 @@ pub mod layers;
 pub mod names;
 pub mod noise;
 pub mod objectives;
+pub mod open;
 pub mod position;
 pub mod probe;
 pub mod save;

@@ -139,7 +139,7 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
     if let (Some(text), Some((left, right)), Some(head), Some(pooler)) =
         (&text, &batch.pair, &m.nlvr2_classifier, &m.pooler)
     {
-        let mut pooled = |images, image_type| -> Result<Tensor<B, 2>> {
+        let pooled = |images, image_type| -> Result<Tensor<B, 2>> {
             let hidden = m.joint(text, s.patches(images)?, image_type, s.joint_bias(), a, &mut pass());
             Ok(m.pooled(hidden, pooler, precision))
         };

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Tensor, TensorData, TensorMetadata, TensorPrimitive};
 
 use super::build::{Heads, build};
@@ -243,7 +243,7 @@ where
     }
 
     fn restore(&mut self, weights: &Path, optimizer: &Path) -> Result<()> {
-        let (weights, _) = Weights::open(weights, None)?;
+        let (weights, _) = Weights::open(weights, None, None)?;
         let device = self.model().device();
         let (model, _) = build(&weights, &self.architecture, self.heads, self.settings.seed, false, &device)?;
         let state = formats::open(optimizer)?;

@@ -44,12 +44,16 @@ const VLMO_NAMES: [(&str, &str); 4] = [
 ];
 
 impl Weights {
-    /// Opens any checkpoint whose layout this model can run.
+    /// Opens any checkpoint whose layout this model can run. `image_size` is for one that doesn't say its own.
     ///
     /// # Errors
     /// The file can't be read, its names are of no known layout, or of one that isn't run (BEiT-3), or its sizes aren't
     /// known.
-    pub fn open(path: &Path, root: Option<&str>) -> Result<(Weights, Architecture), LoadError> {
+    pub fn open(
+        path: &Path,
+        root: Option<&str>,
+        image_size: Option<usize>,
+    ) -> Result<(Weights, Architecture), LoadError> {
         let checkpoint = formats::open_root(path, root)?;
         let shown = show_path(path).to_string();
         let unfit = |reason: String| LoadError::Unfit { path: shown.clone(), reason };
@@ -66,8 +70,9 @@ impl Weights {
             other => return Err(unfit(format!("models of layout '{other}' can be merged, but not run"))),
         }
         let detected = checkpoint.config(layout);
-        let table = checkpoint.tensors().iter().any(|info| info.name.ends_with("relative_position_bias_table"));
-        let architecture = Architecture::of(&detected, table)
+        let table = checkpoint.tensors().iter().find(|info| info.name.ends_with("relative_position_bias_table"));
+        let rows = table.map(|info| info.shape.first().copied().unwrap_or(0));
+        let architecture = Architecture::of(&detected, rows, image_size)
             .map_err(|source| LoadError::Architecture { path: shown.clone(), source })?;
         let mut entries = IndexMap::new();
         for (tensor, info) in checkpoint.tensors().iter().enumerate() {
