@@ -47,13 +47,14 @@ fn batch() -> ProbeBatch {
     batch
 }
 
-fn open(variant: &str, precision: Precision) -> Box<dyn Inspector> {
+fn open(variant: &str, task: Option<&str>, precision: Precision) -> Box<dyn Inspector> {
     let config = json("config.json");
     let options = Options {
         device: Choice::Cpu,
         precision,
         image_size: Some(size(&config, "image_size")),
         heads_file: Some(golden(&format!("heads_{variant}.safetensors"))),
+        heads_task: task.map(str::to_owned),
         ..Options::default()
     };
     let (runner, opened) = open_runner(&golden(&format!("model_{variant}.safetensors")), &options).unwrap();
@@ -70,12 +71,15 @@ fn open(variant: &str, precision: Precision) -> Box<dyn Inspector> {
 
 /// The largest difference of each expected tensor, relative to its largest element.
 fn differences(variant: &str, precision: Precision) -> Vec<(String, f64)> {
-    let found = open(variant, precision).probe(&batch()).unwrap();
+    // NLVR2 has token types of its own.
+    let all = open(variant, None, precision).probe(&batch()).unwrap();
+    let nlvr2 = open(variant, Some("nlvr2"), precision).probe(&batch()).unwrap();
     let expected = formats::open(golden(&format!("expect_forward_{variant}.safetensors"))).unwrap();
     let mut differences = Vec::new();
     for (at, info) in expected.tensors().iter().enumerate() {
         let mut wanted = Vec::new();
         expected.read_f32(at, 0..info.elements(), &mut wanted).unwrap();
+        let found = if info.name.ends_with("nlvr2") { &nlvr2 } else { &all };
         let tensor = found.iter().find(|tensor| tensor.name == info.name);
         let tensor = tensor.unwrap_or_else(|| panic!("{variant}: no {}", info.name));
         assert_eq!(tensor.shape, info.shape, "{variant}: {}", info.name);
@@ -91,18 +95,16 @@ fn differences(variant: &str, precision: Precision) -> Vec<(String, f64)> {
 #[test]
 fn forwards_in_f32() {
     for variant in ["ufo", "ln_moe", "attn_moe", "ffn_moe", "all_moe"] {
-        for (name, difference) in differences(variant, Precision::F32) {
-            assert!(difference <= 2e-4, "{variant}: {name} is off by {difference:e}");
-        }
+        let beyond: Vec<_> = differences(variant, Precision::F32).into_iter().filter(|(_, d)| !(*d <= 2e-4)).collect();
+        assert!(beyond.is_empty(), "{variant}: {beyond:?}");
     }
 }
 
 #[test]
 fn forwards_in_bf16() {
     for variant in ["ufo", "ln_moe", "attn_moe", "ffn_moe", "all_moe"] {
-        for (name, difference) in differences(variant, Precision::Bf16) {
-            assert!(difference <= 2e-2, "{variant}: {name} is off by {difference:e}");
-        }
+        let beyond: Vec<_> = differences(variant, Precision::Bf16).into_iter().filter(|(_, d)| !(*d <= 2e-2)).collect();
+        assert!(beyond.is_empty(), "{variant}: {beyond:?}");
     }
 }
 

@@ -36,6 +36,9 @@ pub struct Options {
     pub text_len: Option<usize>,
     /// A safetensors file of heads named `task:name`, added to the checkpoint's tensors.
     pub heads_file: Option<PathBuf>,
+    /// The one task whose tensors are taken from `heads_file`, even where they replace the checkpoint's; with `None` all
+    /// tasks' are that replace nothing.
+    pub heads_task: Option<String>,
 }
 
 /// What was opened.
@@ -154,22 +157,24 @@ fn prepare(source: &Source, options: &Options) -> Result<(Weights, Opened)> {
         Source::New(architecture) => (Weights::none(), architecture.clone()),
     };
     if let Some(path) = &options.heads_file {
-        add_heads(&mut weights, &mut architecture, path)?;
+        add_heads(&mut weights, &mut architecture, path, options.heads_task.as_deref())?;
     }
     let notes = weights.fit(&mut architecture, options.image_size, options.text_len)?;
     let metadata = weights.metadata().clone();
     Ok((weights, Opened { device, architecture, load: LoadReport::default(), notes, metadata }))
 }
 
-/// Adds tensors named `task:name`; a task's own `token_type_embeddings` replaces the checkpoint's.
-fn add_heads(weights: &mut Weights, architecture: &mut Architecture, path: &Path) -> Result<()> {
+fn add_heads(weights: &mut Weights, a: &mut Architecture, path: &Path, task: Option<&str>) -> Result<()> {
     let file = formats::open(path)?;
     for (at, info) in file.tensors().iter().enumerate() {
-        let name = info.name.split_once(':').map_or(info.name.as_str(), |(_, name)| name);
+        let Some((of, name)) = info.name.split_once(':') else { continue };
+        if task.map_or(weights.shape(name).is_some(), |task| task != of) {
+            continue;
+        }
         let mut values = Vec::new();
         file.read_f32(at, 0..info.elements(), &mut values)?;
         if name == "token_type_embeddings.weight" {
-            architecture.token_types = info.shape.first().copied().unwrap_or(architecture.token_types);
+            a.token_types = info.shape.first().copied().unwrap_or(a.token_types);
         }
         weights.put(name, info.shape.clone(), values);
     }
