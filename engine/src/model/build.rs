@@ -141,7 +141,7 @@ impl<B: Backend> Builder<'_, B> {
                 let rows = self.rows("text_embeddings.token_type_embeddings.weight").unwrap_or(2);
                 self.embedding("text_embeddings.token_type_embeddings", [rows, d])?
             },
-            LayerNorm: self.norm("text_embeddings.LayerNorm", d, 1e-12)?,
+            layer_norm: self.norm("text_embeddings.LayerNorm", d, 1e-12)?,
         };
         let token_types =
             if heads.nlvr2 == Want::No || a.token_types > 2 { a.token_types } else { self.nlvr2_types(heads, a) };
@@ -352,7 +352,7 @@ impl<B: Backend> Builder<'_, B> {
         Ok(Some(MlmHead {
             transform: Transform {
                 dense: self.head_linear("mlm_score.transform.dense", [d, d], true)?,
-                LayerNorm: LayerNorm::new(
+                layer_norm: LayerNorm::new(
                     self.head_param("mlm_score.transform.LayerNorm.weight", [d], Init::Constant(1.0))?,
                     self.head_param("mlm_score.transform.LayerNorm.bias", [d], Init::Constant(0.0))?,
                     1e-12,

@@ -204,10 +204,9 @@ pub struct Pooler<B: BurnBackend> {
 
 /// BERT's head for masked words.
 #[derive(Module, Debug)]
-#[allow(non_snake_case)]
 pub struct Transform<B: BurnBackend> {
     pub dense: Linear<B>,
-    pub LayerNorm: LayerNorm<B>,
+    pub layer_norm: LayerNorm<B>,
 }
 
 #[derive(Module, Debug)]
@@ -222,7 +221,7 @@ impl<B: Backend> MlmHead<B> {
     /// - output: [batch, tokens, vocabulary]
     pub fn forward(&self, x: Tensor<B, 3>, precision: Precision) -> Tensor<B, 3> {
         let hidden = kernels::gelu(self.transform.dense.forward(x, precision)).cast(FloatDType::F32);
-        let hidden = self.transform.LayerNorm.forward(hidden);
+        let hidden = self.transform.layer_norm.forward(hidden);
         self.decoder.forward(hidden, precision).cast(FloatDType::F32) + self.bias.val().unsqueeze()
     }
 }

@@ -19,10 +19,14 @@ impl Path {
         self.0.pop();
     }
 
-    /// `shared` is no part of a checkpoint's name; a number is a field with a `_` before it.
+    /// `shared` is no part of a checkpoint's name; a number is a field with a `_` before it; BERT's norms are `LayerNorm`.
     pub fn name(&self) -> String {
         let pieces = self.0.iter().filter(|piece| *piece != "shared");
-        pieces.map(|piece| piece.strip_prefix('_').unwrap_or(piece)).collect::<Vec<_>>().join(".")
+        let spelled = pieces.map(|piece| match piece.as_str() {
+            "layer_norm" => "LayerNorm",
+            piece => piece.strip_prefix('_').unwrap_or(piece),
+        });
+        spelled.collect::<Vec<_>>().join(".")
     }
 }
 
@@ -90,6 +94,7 @@ mod tests {
             "transformer.blocks.0.mlp.fc1.weight"
         );
         assert_eq!(name(&["vqa_classifier", "_3", "bias"]), "vqa_classifier.3.bias");
+        assert_eq!(name(&["text_embeddings", "layer_norm", "weight"]), "text_embeddings.LayerNorm.weight");
     }
 
     #[test]

@@ -58,13 +58,12 @@ pub struct Transformer<B: BurnBackend> {
 }
 
 #[derive(Module, Debug)]
-#[allow(non_snake_case)]
 pub struct TextEmbeddings<B: BurnBackend> {
     pub word_embeddings: Embedding<B>,
     /// Added only where there is no relative table; checkpoints have it all the same.
     pub position_embeddings: Option<Embedding<B>>,
     pub token_type_embeddings: Embedding<B>,
-    pub LayerNorm: LayerNorm<B>,
+    pub layer_norm: LayerNorm<B>,
 }
 
 /// The transformer and the heads of the tasks it was loaded for.
@@ -334,7 +333,7 @@ impl<B: Backend> VlModel<B> {
         if let (None, Some(positions)) = (&self.relative_position_bias_table, &e.position_embeddings) {
             x = x + positions.weight.val().narrow(0, 0, tokens).unsqueeze::<3>();
         }
-        x = e.LayerNorm.forward(x);
+        x = e.layer_norm.forward(x);
         let width = x.dims()[2];
         if let Some(mask) = pass.noise.as_mut().and_then(|noise| noise.dropout(batch * tokens * width)) {
             x = x.clone() * Tensor::<B, 3>::from_data(TensorData::new(mask, [batch, tokens, width]), &x.device());
