@@ -4,6 +4,9 @@
 //! has fused kernels of its own, with gradients.
 
 pub mod compose;
+mod flex;
+#[cfg(test)]
+mod tests;
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend as BurnBackend;
@@ -11,7 +14,6 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_cuda::Cuda;
-use burn_flex::Flex;
 
 /// A burn backend with the operations of this module. Shapes as the functions of the same names have them.
 pub trait Backend: BurnBackend {
@@ -77,9 +79,7 @@ pub trait Backend: BurnBackend {
     }
 }
 
-impl Backend for Flex {}
 impl Backend for Cuda {}
-impl<C: CheckpointStrategy> Backend for Autodiff<Flex, C> {}
 impl<C: CheckpointStrategy> Backend for Autodiff<Cuda, C> {}
 
 /// One step of AdamW as PyTorch's `AdamW` takes it, for one parameter: p ← p(1 − lr·decay);
