@@ -1,1 +1,3 @@
 //! What evaluation measures.
+
+pub mod vqa;
