@@ -1,5 +1,7 @@
 //! Recall@k of retrieval, texts to images and images to texts.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -106,6 +108,28 @@ pub fn ranks(texts: &Matrix, images: &Matrix, image_of_text: &[usize]) -> Result
     })
 }
 
+/// The `k` candidates most like each query, best first, with their scores; equal scores in the order of the candidates.
+///
+/// # Errors
+/// As [`ranks`].
+pub fn nearest(queries: &Matrix, candidates: &Matrix, k: usize) -> Result<Vec<Vec<(usize, f32)>>, Error> {
+    if queries.columns != candidates.columns {
+        return Err(Error::Widths { texts: queries.columns, images: candidates.columns });
+    }
+    finite(queries, "query")?;
+    finite(candidates, "candidate")?;
+    let mut found = Vec::with_capacity(queries.rows);
+    for_each_block(queries, candidates, |_, scores| {
+        let best = |scores: &[f32]| {
+            super::top_k::largest(scores, k).into_iter().map(|place| (place, scores[place])).collect::<Vec<_>>()
+        };
+        found.par_extend(scores.par_chunks(candidates.rows).map(best));
+    });
+    // Without candidates there are no blocks.
+    found.resize(queries.rows, Vec::new());
+    Ok(found)
+}
+
 /// By Cauchy and Schwarz, squared lengths that are finite make every product finite, and so every score.
 fn finite(embeddings: &Matrix, side: &'static str) -> Result<(), Error> {
     let square = |row: &[f32]| row.iter().map(|x| x * x).sum::<f32>();
@@ -120,34 +144,40 @@ const SCORES: usize = 16 << 20;
 
 /// For each query the best rank of those candidates that are `relevant` to it.
 fn best_ranks<R: AsRef<[u32]> + Sync>(queries: &Matrix, candidates: &Matrix, relevant: &[R]) -> Vec<Option<u32>> {
-    let row = candidates.rows;
-    if row == 0 {
-        return vec![None; queries.rows];
-    }
-    let block = (SCORES / row).clamp(1, queries.rows.max(1));
-    let mut scores = vec![0.0f32; block * row];
     let mut ranks = Vec::with_capacity(queries.rows);
-    for start in (0..queries.rows).step_by(block) {
-        let end = queries.rows.min(start + block);
-        let scores = &mut scores[..(end - start) * row];
-        products(queries, start..end, candidates, scores);
-        let of_query = scores.par_chunks(row).zip(&relevant[start..end]).map(|(scores, relevant)| {
+    for_each_block(queries, candidates, |range, scores| {
+        let of_query = scores.par_chunks(candidates.rows).zip(&relevant[range]).map(|(scores, relevant)| {
             // The best of them is the first among those with the largest score.
-            let better = |&best: &u32, &other: &u32| scores[other as usize] > scores[best as usize];
-            let best = relevant
-                .as_ref()
-                .iter()
-                .copied()
-                .reduce(|best, other| if better(&best, &other) { other } else { best });
-            best.map(|best| super::rank(scores, best as usize) as u32)
+            let better = |best: u32, other: u32| match scores[other as usize] > scores[best as usize] {
+                true => other,
+                false => best,
+            };
+            let best = relevant.as_ref().iter().copied().reduce(better)?;
+            Some(super::rank(scores, best as usize) as u32)
         });
         ranks.par_extend(of_query);
-    }
+    });
+    ranks.resize(queries.rows, None);
     ranks
 }
 
+/// Calls `take` with a range of queries and their scores [range, candidates], range after range.
+fn for_each_block(queries: &Matrix, candidates: &Matrix, mut take: impl FnMut(Range<usize>, &[f32])) {
+    if candidates.rows == 0 {
+        return;
+    }
+    let block = (SCORES / candidates.rows).clamp(1, queries.rows.max(1));
+    let mut scores = vec![0.0f32; block * candidates.rows];
+    for start in (0..queries.rows).step_by(block) {
+        let range = start..queries.rows.min(start + block);
+        let scores = &mut scores[..range.len() * candidates.rows];
+        products(queries, range.clone(), candidates, scores);
+        take(range, scores);
+    }
+}
+
 /// Rows `range` of a times bᵀ: [range, b.rows].
-fn products(a: &Matrix, range: std::ops::Range<usize>, b: &Matrix, out: &mut [f32]) {
+fn products(a: &Matrix, range: Range<usize>, b: &Matrix, out: &mut [f32]) {
     let (rows, columns, depth) = (range.len(), b.rows, a.columns);
     let a = &a.values[range.start * depth..range.end * depth];
     assert!(b.values.len() == columns * depth && out.len() == rows * columns);
@@ -227,6 +257,16 @@ mod tests {
         assert_eq!(ranks(&good, &good, &[0; 3]), Err(Error::TextCount { texts: 4, mapped: 3 }));
         assert_eq!(ranks(&good, &good, &[0, 1, 2, 4]), Err(Error::NoSuchImage { text: 3, image: 4, images: 4 }));
         assert_eq!(ranks(&good, &matrix(4, &[1.0; 8]), &[0; 4]), Err(Error::Widths { texts: 2, images: 4 }));
+    }
+
+    #[test]
+    fn the_nearest_by_hand() {
+        let (queries, candidates) = (matrix(2, &[1.0, 0.0, 0.0, 2.0]), matrix(2, &[0.5, 1.0, 0.5, 0.0, 3.0, 0.5]));
+        let found = nearest(&queries, &candidates, 2).unwrap();
+        assert_eq!(found, [[(2, 3.0), (0, 0.5)], [(0, 2.0), (2, 1.0)]]);
+        let none = Matrix { rows: 0, columns: 2, values: vec![] };
+        assert_eq!(nearest(&queries, &none, 2).unwrap(), [[], []] as [[(usize, f32); 0]; 2]);
+        assert!(nearest(&none, &candidates, 2).unwrap().is_empty());
     }
 
     #[test]

@@ -80,7 +80,7 @@ mod tests {
         assert_eq!((counts.top_1(), counts.top_5()), (1.0 / 7.0, 5.0 / 7.0));
         assert_eq!(largest(&scores, 4), [1, 6, 2, 3]);
         assert_eq!(largest(&scores, 9), [1, 6, 2, 3, 5, 0, 4]);
-        assert_eq!(largest(&scores, 0), []);
+        assert!(largest(&scores, 0).is_empty());
     }
 
     #[test]
