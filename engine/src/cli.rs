@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{info, probe};
+use crate::commands::{info, probe, selftest};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ pub enum Command {
     Info(info::Args),
     /// Run every forward pass on ready-made tensors and write features, logits and losses.
     Probe(probe::Args),
+    /// Compare a device with golden values and measure its speed.
+    Selftest(selftest::Args),
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod model;
 pub mod report;
 pub mod runner;
+pub mod selftest;
 pub mod text;
 pub mod train;
 pub mod trainer;

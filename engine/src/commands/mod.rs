@@ -2,6 +2,7 @@
 
 pub mod info;
 pub mod probe;
+pub mod selftest;
 
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 use std::sync::Mutex;
@@ -37,6 +38,7 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
         Command::Info(args) => info::run(args),
         Command::Probe(args) => probe::run(args, context),
+        Command::Selftest(args) => selftest::run(args, context),
     }
 }
 
