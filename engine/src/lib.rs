@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod data;
 pub mod device;
+pub mod eval;
 pub mod grams;
 pub mod image;
 pub mod kernels;
