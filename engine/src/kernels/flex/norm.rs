@@ -186,6 +186,8 @@ pub fn tracked<C: CheckpointStrategy>(
             let (out, moments) = forward(x.primitive, &gamma.primitive, &beta.primitive, epsilon);
             prepared.finish(Saved { x: x_id, gamma: gamma_id, moments: moments.into() }, out)
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(untracked(x.primitive, gamma.primitive, beta.primitive, epsilon)),
+        OpsKind::UnTracked(prepared) => {
+            prepared.finish(untracked(x.primitive, gamma.primitive, beta.primitive, epsilon))
+        }
     }
 }
