@@ -3,7 +3,7 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 
 use super::{Adamw, float, prim};
 
@@ -73,6 +73,22 @@ pub fn add_scaled<B: BurnBackend>(
         }
         None => x + branch,
     }
+}
+
+pub fn position_bias<B: BurnBackend>(
+    table: Tensor<B, 2>,
+    index: Tensor<B, 1, Int>,
+    tokens: usize,
+    first: usize,
+    heads: usize,
+) -> Tensor<B, 3> {
+    table.narrow(1, first, heads).transpose().select(1, index).reshape([heads, tokens, tokens])
+}
+
+pub fn sum_of_squares<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let n = burn::tensor::TensorMetadata::shape(&x).num_elements();
+    let x: Tensor<B, 1> = float(B::float_reshape(x, [n].into()));
+    prim((x.clone() * x).sum())
 }
 
 pub fn adamw<B: BurnBackend>(

@@ -10,8 +10,8 @@ mod tests;
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor, TensorPrimitive};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_cuda::Cuda;
 
@@ -50,6 +50,21 @@ pub trait Backend: BurnBackend {
         keep: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         prim(compose::add_scaled(float::<Self, 3>(x), float(gamma), float(branch), keep.map(float)))
+    }
+
+    fn position_bias(
+        table: FloatTensor<Self>,
+        index: IntTensor<Self>,
+        tokens: usize,
+        first: usize,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        let index = Tensor::from_primitive(index);
+        prim(compose::position_bias(float::<Self, 2>(table), index, tokens, first, heads))
+    }
+
+    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        compose::sum_of_squares::<Self>(x)
     }
 
     /// Parameter, first and second moment after one step of AdamW; see [`Adamw`].
@@ -147,6 +162,26 @@ pub fn add_scaled<B: Backend>(
     keep: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
     float(<B as Backend>::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
+}
+
+/// What one layer adds to its attention scores, gathered from the relative position table.
+///
+/// - table: [rows, columns]; head h's values stand in column first + h
+/// - index: [tokens·tokens], the row for each pair of query and key
+/// - output: [heads, tokens, tokens]
+pub fn position_bias<B: Backend>(
+    table: Tensor<B, 2>,
+    index: Tensor<B, 1, Int>,
+    tokens: usize,
+    first: usize,
+    heads: usize,
+) -> Tensor<B, 3> {
+    float(<B as Backend>::position_bias(prim(table), index.into_primitive(), tokens, first, heads))
+}
+
+/// Σx² over all elements of a tensor of any shape, [1].
+pub fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 1> {
+    float(<B as Backend>::sum_of_squares(x))
 }
 
 fn float<B: BurnBackend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
