@@ -14,6 +14,7 @@ use crate::tasks::Task;
 pub struct Config {
     /// The preset under these values; in a file, the one to start from.
     pub preset: Option<String>,
+    #[serde(with = "task")]
     pub task: Option<Task>,
     /// The checkpoint to start from; without one, random weights in the shape of [`Config::model`].
     pub checkpoint: Option<PathBuf>,
@@ -27,8 +28,6 @@ pub struct Config {
     pub val_split: Option<String>,
     /// Validate on so many examples at most.
     pub val_limit: Option<usize>,
-    /// Labels of the task's head [default: the data set's].
-    pub labels: Option<usize>,
 
     /// Pixels along the side of an image [default: the checkpoint's].
     pub image_size: Option<usize>,
@@ -108,7 +107,6 @@ pub const KEYS: &[&str] = &[
     "train_split",
     "val_split",
     "val_limit",
-    "labels",
     "image_size",
     "text_len",
     "augment",
@@ -224,7 +222,6 @@ impl Default for Config {
             train_split: None,
             val_split: None,
             val_limit: None,
-            labels: None,
             image_size: None,
             text_len: None,
             augment: Augment::RandAugment,
@@ -306,7 +303,6 @@ impl Config {
         for (key, value) in [
             ("eval_batch_size", self.eval_batch_size),
             ("val_limit", self.val_limit),
-            ("labels", self.labels),
             ("workers", self.workers),
             ("image_size", self.image_size),
         ] {
@@ -442,6 +438,24 @@ fn to_text<S: Serializer>(value: &Choice, to: S) -> Result<S::Ok, S::Error> {
 fn from_text<'d, D: Deserializer<'d>>(from: D) -> Result<Choice, D::Error> {
     let text = String::deserialize(from)?;
     Choice::from_str(&text).map_err(|reason| serde::de::Error::custom(format!("'{text}' is no device: {reason}")))
+}
+
+mod task {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::tasks::Task;
+
+    pub fn serialize<S: Serializer>(value: &Option<Task>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(task) => to.serialize_some(task.name()),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Option<Task>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+    }
 }
 
 mod precision {
