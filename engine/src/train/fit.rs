@@ -84,7 +84,8 @@ pub trait Watch {
     fn step(&mut self, line: &StepLine) -> Result<()>;
     /// `best`: better than all before it.
     fn evaluation(&mut self, step: u64, scores: &Scores, best: bool) -> Result<()>;
-    fn saved(&mut self, step: u64) -> Result<()>;
+    /// A checkpoint is on the disk.
+    fn saved(&mut self, state: &State) -> Result<()>;
 }
 
 /// How a sitting ended.
@@ -304,7 +305,7 @@ impl Sitting<'_> {
             .save(trainer, &self.state, &self.metadata())
             .with_context(|| "make room and resume the run; training has stopped")?;
         self.saved = Some(self.state.step);
-        self.fit.watch.saved(self.state.step)
+        self.fit.watch.saved(&self.state)
     }
 
     fn metadata(&self) -> Vec<(String, String)> {
@@ -477,8 +478,8 @@ mod tests {
             Ok(())
         }
 
-        fn saved(&mut self, step: u64) -> Result<()> {
-            self.heard.saved.push(step);
+        fn saved(&mut self, state: &State) -> Result<()> {
+            self.heard.saved.push(state.step);
             Ok(())
         }
     }

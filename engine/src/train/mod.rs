@@ -8,6 +8,7 @@ pub mod fit;
 pub mod interrupt;
 pub mod merge_in;
 pub mod presets;
+pub mod recorder;
 pub mod resolve;
 pub mod run_dir;
 pub mod schedule;

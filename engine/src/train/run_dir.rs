@@ -6,6 +6,10 @@
 //! | `checkpoints/step-00001000/` | `weights.safetensors`, `optimizer.safetensors`, `state.json` of one step |
 //! | `last.safetensors` | the newest checkpoint's weights |
 //! | `best.safetensors` | the weights of the best evaluation so far |
+//! | `merged.safetensors` | what `--merge` made of the checkpoint |
+//! | `bad_batch.safetensors` | the batch that made a loss or gradient infinite |
+//!
+//! and what [`crate::report::run_files`] lists.
 //!
 //! A checkpoint is written under a name that nobody reads, every file is flushed to the disk, and one rename makes it
 //! count; only then is the one before it removed. So weights and optimizer are always of the same step, and a full disk
@@ -20,15 +24,16 @@ use formats::show_path;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
+use super::recorder::TENSORBOARD;
 use super::resolve::Layers;
+use crate::report::metrics_log::METRICS;
+use crate::report::run_files::{CONFIG, RESULT, SAMPLE_IMAGES, SAMPLES};
 use crate::trainer::Trainer;
 
-pub const CONFIG: &str = "config.toml";
 pub const LAST: &str = "last.safetensors";
 pub const BEST: &str = "best.safetensors";
 pub const BAD_BATCH: &str = "bad_batch.safetensors";
 pub const MERGED: &str = "merged.safetensors";
-pub const RESULT: &str = "result.json";
 const CHECKPOINTS: &str = "checkpoints";
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -86,22 +91,30 @@ impl RunDir {
     /// It holds a run already and `force` is not given, or it can't be made. With `force`, what the earlier run left is
     /// removed, and nothing else that may be there.
     pub fn create(path: &Path, force: bool) -> Result<RunDir> {
+        RunDir::check(path, force)?;
+        let run = RunDir(path.to_owned());
+        let shown = show_path(path);
+        if run.holds_a_run() {
+            run.clear().with_context(|| format!("{shown}: cannot remove the earlier run"))?;
+        }
+        fs::create_dir_all(run.path(CHECKPOINTS)).with_context(|| format!("{shown}: cannot make the run's folder"))?;
+        Ok(run)
+    }
+
+    /// Refuses a folder that [`RunDir::create`] would refuse, before any work is done.
+    pub fn check(path: &Path, force: bool) -> Result<()> {
         let run = RunDir(path.to_owned());
         let shown = show_path(path);
         if path.exists() && !path.is_dir() {
             bail!("{shown}: this is a file: give a folder for the run");
         }
-        if run.holds_a_run() {
-            if !force {
-                bail!(
-                    "{shown}: this folder already holds a run: --resume {shown} continues it, --force replaces it, or \
-                     choose another folder"
-                );
-            }
-            run.clear().with_context(|| format!("{shown}: cannot remove the earlier run"))?;
+        if run.holds_a_run() && !force {
+            bail!(
+                "{shown}: this folder already holds a run: --resume {shown} continues it, --force replaces it, or choose \
+                 another folder"
+            );
         }
-        fs::create_dir_all(run.path(CHECKPOINTS)).with_context(|| format!("{shown}: cannot make the run's folder"))?;
-        Ok(run)
+        Ok(())
     }
 
     /// The folder of a run to go on with.
@@ -130,17 +143,17 @@ impl RunDir {
         self.path(CONFIG).exists() || self.path(CHECKPOINTS).exists()
     }
 
-    fn clear(&self) -> io::Result<()> {
+    /// Removes what a run has left, and nothing else.
+    pub fn clear(&self) -> io::Result<()> {
         // The configuration goes last: until then the folder is seen to hold a run.
         for entry in fs::read_dir(&self.0)? {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            let ours = [LAST, BEST, BAD_BATCH, MERGED, RESULT, "metrics.jsonl", "samples.json", "report.html"];
-            if ours.contains(&name) || name.starts_with("events.out.tfevents.") {
+            if [LAST, BEST, BAD_BATCH, MERGED, RESULT, METRICS, SAMPLES].contains(&name) {
                 fs::remove_file(entry.path())?;
             }
-            if name == CHECKPOINTS || name == "samples" || name == "tensorboard" {
+            if [CHECKPOINTS, SAMPLE_IMAGES, TENSORBOARD].contains(&name) {
                 fs::remove_dir_all(entry.path())?;
             }
         }
