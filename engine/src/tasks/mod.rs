@@ -7,6 +7,7 @@
 mod img_cls;
 mod irtr;
 mod nlvr2;
+mod samples;
 mod vqa;
 
 use std::borrow::Cow;
@@ -17,6 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 pub use crate::data::Task;
+pub use samples::{Shown, samples};
 use crate::batch::{Images, Texts, TrainBatch};
 use crate::data::{Dataset, Example, Loader, LoaderOptions, Position};
 use crate::eval::{self, Outcome};

@@ -4,6 +4,7 @@ mod bad_batch;
 pub mod config;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod finetune;
 pub mod fit;
 pub mod interrupt;
 pub mod merge_in;
