@@ -33,7 +33,11 @@ impl Kind for ImgCls {
         Ok(TrainBatch::ImgCls { images, labels: classes })
     }
 
-    fn evaluate(runner: &dyn Runner, over: &Evaluation, details: &mut dyn FnMut(Detail) -> Result<()>) -> Result<Found> {
+    fn evaluate(
+        runner: &dyn Runner,
+        over: &Evaluation,
+        details: &mut dyn FnMut(Detail) -> Result<()>,
+    ) -> Result<Found> {
         let batches = over.batches::<ImgCls>(runner)?.map(|found| {
             let (inputs, about) = found?;
             Ok(Batch { images: inputs.image().1, about })

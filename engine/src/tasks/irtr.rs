@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use super::{Detail, Evaluation, Found, Inputs, Kind, Parts, Sizes, Task, Transform, other_task, pixels};
 use crate::batch::{Images, TrainBatch};
 use crate::data::{Example, Loader};
-use crate::eval::irtr::{self, Image, ImageBatch, Text, TextBatch};
 use crate::eval::Outcome;
+use crate::eval::irtr::{self, Image, ImageBatch, Text, TextBatch};
 use crate::runner::Runner;
 
 pub(super) struct Irtr;
@@ -29,7 +29,11 @@ impl Kind for Irtr {
     }
 
     /// Every image is embedded once, with all of its captions after all images.
-    fn evaluate(runner: &dyn Runner, over: &Evaluation, details: &mut dyn FnMut(Detail) -> Result<()>) -> Result<Found> {
+    fn evaluate(
+        runner: &dyn Runner,
+        over: &Evaluation,
+        details: &mut dyn FnMut(Detail) -> Result<()>,
+    ) -> Result<Found> {
         let captions = RefCell::new(Vec::new());
         let images = image_batches(runner, over, &captions)?;
         // Lazy: by the time that the first batch of texts is asked for, all images have been seen.
@@ -42,7 +46,8 @@ impl Kind for Irtr {
                 Ok(TextBatch { texts, about })
             })
         });
-        let found = irtr::evaluate(runner, images, texts.flatten(), &mut |detail| details(Detail::Irtr(detail.clone())))?;
+        let found =
+            irtr::evaluate(runner, images, texts.flatten(), &mut |detail| details(Detail::Irtr(detail.clone())))?;
         Ok(Found { outcome: Outcome::Irtr(found.outcome), answers: Vec::new() })
     }
 }

@@ -17,15 +17,15 @@ use anyhow::{Result, bail};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-pub use crate::data::Task;
-pub use samples::{Shown, samples};
 use crate::batch::{Images, Texts, TrainBatch};
+pub use crate::data::Task;
 use crate::data::{Dataset, Example, Loader, LoaderOptions, Position};
 use crate::eval::{self, Outcome};
 use crate::image::{self, Training};
 use crate::runner::Runner;
 use crate::text::Tokenizer;
 use crate::train::fit::{Batches, Placed};
+pub use samples::{Shown, samples};
 
 /// A task: what of an example the model sees, what it is to learn, how well it has.
 trait Kind: 'static {
@@ -48,7 +48,8 @@ trait Kind: 'static {
     ///
     /// # Errors
     /// The model's, the data's.
-    fn evaluate(runner: &dyn Runner, over: &Evaluation, details: &mut dyn FnMut(Detail) -> Result<()>) -> Result<Found>;
+    fn evaluate(runner: &dyn Runner, over: &Evaluation, details: &mut dyn FnMut(Detail) -> Result<()>)
+    -> Result<Found>;
 }
 
 /// An example, taken apart.
@@ -205,8 +206,7 @@ impl Evaluation {
     /// Batches of the split, in order.
     fn batches<K: Kind>(&self, runner: &dyn Runner) -> Result<impl Iterator<Item = Result<(Inputs, Vec<K::About>)>>> {
         let options = self.options();
-        let loader =
-            prepared::<K>(&self.set, &self.tokenizer, Sizes::of(runner), Transform::Evaluation, options)?;
+        let loader = prepared::<K>(&self.set, &self.tokenizer, Sizes::of(runner), Transform::Evaluation, options)?;
         Ok(loader.map(|found| found.map(|(_, inputs, about)| (inputs, about))))
     }
 

@@ -34,7 +34,11 @@ impl Kind for Nlvr2 {
         Ok(TrainBatch::Nlvr2 { texts, left, right, labels })
     }
 
-    fn evaluate(runner: &dyn Runner, over: &Evaluation, details: &mut dyn FnMut(Detail) -> Result<()>) -> Result<Found> {
+    fn evaluate(
+        runner: &dyn Runner,
+        over: &Evaluation,
+        details: &mut dyn FnMut(Detail) -> Result<()>,
+    ) -> Result<Found> {
         let batches = over.batches::<Nlvr2>(runner)?.map(|found| {
             let (inputs, about) = found?;
             let (texts, left, right) = inputs.pair();

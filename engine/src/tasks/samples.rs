@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
 use ::image::ExtendedColorType;
 use ::image::codecs::jpeg::JpegEncoder;
+use anyhow::Result;
 
 use super::{Detail, Evaluation, Sizes, evaluate};
 use crate::batch::Images;
@@ -61,7 +61,7 @@ pub fn samples(runner: &dyn Runner, over: &Evaluation, count: usize) -> Result<V
 }
 
 /// Positions at even distances, the first in the middle of its part.
-fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
+pub(super) fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
     let count = count.min(len);
     (0..count).map(move |number| (2 * number + 1) * len / (2 * count))
 }

@@ -58,7 +58,11 @@ impl Kind for Vqa {
         Ok(TrainBatch::Vqa { texts, images, targets })
     }
 
-    fn evaluate(runner: &dyn Runner, over: &Evaluation, details: &mut dyn FnMut(Detail) -> Result<()>) -> Result<Found> {
+    fn evaluate(
+        runner: &dyn Runner,
+        over: &Evaluation,
+        details: &mut dyn FnMut(Detail) -> Result<()>,
+    ) -> Result<Found> {
         let batches = over.batches::<Vqa>(runner)?.map(|found| {
             let (inputs, about) = found?;
             let (texts, images) = inputs.image();

@@ -4,6 +4,9 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
+use formats::write::{Metadata, Writer};
+use formats::{Dtype, TensorInfo};
+
 use crate::batch::{Images, Matrix, Texts, TrainBatch};
 use crate::runner::Runner;
 use crate::trainer::{Loss, Trainer, Update};
@@ -62,25 +65,36 @@ impl Fake {
         self.weights.iter().map(|w| w.to_bits()).collect()
     }
 
-    fn write(&self, path: &Path, part: Part, values: &[f32]) -> Result<()> {
+    fn write(&self, path: &Path, part: Part, values: &[f32], metadata: &[(String, String)]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         if self.disk_full == Some(part) {
             // As it would be without the writer's rename: half of it is there.
             std::fs::write(path, &bytes[..bytes.len() / 2])?;
             bail!("No space left on device");
         }
-        let mut bytes = bytes.to_vec();
-        bytes.extend(self.updates.to_le_bytes());
-        Ok(formats::write::write_file(path, &bytes)?)
+        let mut metadata: Metadata = metadata.iter().cloned().collect();
+        metadata.insert("updates".into(), self.updates.to_string());
+        let tensor = TensorInfo { name: "values".into(), dtype: Dtype::F32, shape: vec![values.len()] };
+        let writer = Writer::create(path, vec![tensor], &metadata)?;
+        writer.fill(
+            1,
+            |_| true,
+            |_, buffer: &mut Vec<u8>| {
+                buffer.clear();
+                buffer.extend(bytes);
+                Ok::<&[u8], formats::Error>(buffer)
+            },
+        )?;
+        Ok(writer.finish(&metadata)?)
     }
 }
 
-fn read(path: &Path, len: usize) -> Result<(Vec<f32>, u64)> {
-    let bytes = std::fs::read(path)?;
-    let Some((values, updates)) = bytes.split_last_chunk::<8>().filter(|(values, _)| values.len() == 4 * len) else {
-        bail!("{}: not whole", path.display())
-    };
-    Ok((bytemuck::pod_collect_to_vec(values), u64::from_le_bytes(*updates)))
+fn read(path: &Path) -> Result<(Vec<f32>, u64)> {
+    let file = formats::open(path)?;
+    let mut values = Vec::new();
+    file.read_f32(0, 0..2 * FEATURES, &mut values)?;
+    let Some(updates) = file.metadata().get("updates") else { bail!("{}: no updates", path.display()) };
+    Ok((values, updates.parse()?))
 }
 
 /// [count, FEATURES]
@@ -154,17 +168,17 @@ impl Trainer for Fake {
         Ok(Update { gradient_norm: norm })
     }
 
-    fn save_weights(&self, path: &Path, _: &[(String, String)]) -> Result<()> {
-        self.write(path, Part::Weights, &self.weights)
+    fn save_weights(&self, path: &Path, metadata: &[(String, String)]) -> Result<()> {
+        self.write(path, Part::Weights, &self.weights, metadata)
     }
 
     fn save_optimizer(&self, path: &Path) -> Result<()> {
-        self.write(path, Part::Optimizer, &self.momentum)
+        self.write(path, Part::Optimizer, &self.momentum, &[])
     }
 
     fn restore(&mut self, weights: &Path, optimizer: &Path) -> Result<()> {
-        let (weights, updates) = read(weights, 2 * FEATURES)?;
-        let (momentum, of_optimizer) = read(optimizer, 2 * FEATURES)?;
+        let (weights, updates) = read(weights)?;
+        let (momentum, of_optimizer) = read(optimizer)?;
         if updates != of_optimizer {
             bail!("weights after {updates} updates, and an optimizer after {of_optimizer}");
         }
@@ -181,7 +195,8 @@ impl Trainer for Fake {
     }
 }
 
-struct FakeRunner(Vec<f32>);
+/// [`Fake`] with these weights, [2, FEATURES].
+pub(crate) struct FakeRunner(pub Vec<f32>);
 
 impl FakeRunner {
     fn matrix(&self, images: &Images) -> Matrix {

@@ -53,7 +53,10 @@ pub struct Setup {
 pub enum Source {
     Checkpoint(PathBuf),
     /// Random weights; the vocabulary is the tokenizer's.
-    Scratch { shape: ModelShape, vocab_size: usize },
+    Scratch {
+        shape: ModelShape,
+        vocab_size: usize,
+    },
 }
 
 /// A trainer that was opened for a [`Setup`].
@@ -413,7 +416,8 @@ impl Run<'_> {
         };
         let result = self.facts(trainer.as_ref(), &device);
         let mut recorder = Recorder::new(&self.run, &state, resumed, result, self.sitting.quiet)?;
-        for note in self.introduction(trainer.as_ref(), &device, &state).into_iter().chain(self.notes.clone()).chain(notes)
+        for note in
+            self.introduction(trainer.as_ref(), &device, &state).into_iter().chain(self.notes.clone()).chain(notes)
         {
             recorder.say(&note);
         }
@@ -501,7 +505,9 @@ impl Run<'_> {
     /// head's labels.
     fn carried(&self) -> Vec<(String, String)> {
         let mut metadata = self.metadata.clone();
-        metadata.retain(|key, _| key != CONFIG_KEY && key != "format" && !["engine.step", "engine.run"].contains(&key.as_str()));
+        metadata.retain(|key, _| {
+            key != CONFIG_KEY && key != "format" && !["engine.step", "engine.run"].contains(&key.as_str())
+        });
         if let Ok(config) = self.setup.config.to_toml() {
             metadata.insert("engine.run".into(), config);
         }

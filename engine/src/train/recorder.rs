@@ -89,11 +89,8 @@ impl Recorder {
 
     fn take(&mut self, state: &State) {
         self.result.step = state.step;
-        self.result.best = state.best.as_ref().map(|best| Best {
-            step: best.step,
-            metric: best.metric.clone(),
-            value: best.value,
-        });
+        self.result.best =
+            state.best.as_ref().map(|best| Best { step: best.step, metric: best.metric.clone(), value: best.value });
         if let Some(metrics) = &state.metrics {
             self.result.metrics =
                 metrics.iter().filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect();
