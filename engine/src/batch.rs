@@ -41,12 +41,27 @@ impl Matrix {
 #[derive(Clone, Debug, PartialEq)]
 pub enum TrainBatch {
     /// Pairs: text i belongs to image i.
-    Irtr { texts: Texts, images: Images },
+    Irtr {
+        texts: Texts,
+        images: Images,
+    },
     /// Soft targets [count, labels].
-    Vqa { texts: Texts, images: Images, targets: Matrix },
+    Vqa {
+        texts: Texts,
+        images: Images,
+        targets: Matrix,
+    },
     /// A sentence about two images; 1 is true.
-    Nlvr2 { texts: Texts, left: Images, right: Images, labels: Vec<i32> },
-    ImgCls { images: Images, labels: Vec<i32> },
+    Nlvr2 {
+        texts: Texts,
+        left: Images,
+        right: Images,
+        labels: Vec<i32>,
+    },
+    ImgCls {
+        images: Images,
+        labels: Vec<i32>,
+    },
 }
 
 impl TrainBatch {

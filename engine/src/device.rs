@@ -48,3 +48,141 @@ pub enum Precision {
     F32,
     Bf16,
 }
+
+/// Where a model really runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl Choice {
+    /// # Errors
+    /// The card that was asked for isn't there; says what is missing.
+    pub fn resolve(self) -> Result<Device, String> {
+        match self {
+            Choice::Cpu => Ok(Device::Cpu),
+            Choice::Auto => Ok(match cards() {
+                Ok(cards) if !cards.is_empty() => Device::Cuda(0),
+                _ => Device::Cpu,
+            }),
+            Choice::Cuda(index) => {
+                let cards = cards().map_err(|reason| format!("no CUDA device: {reason}"))?;
+                if index < cards.len() {
+                    return Ok(Device::Cuda(index));
+                }
+                Err(format!("there is no CUDA device {index}: this machine has {}", cards.len()))
+            }
+        }
+    }
+}
+
+/// An NVIDIA card, as its driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Card {
+    pub name: String,
+    pub memory_bytes: u64,
+    /// Such as 9.0 for Hopper.
+    pub compute_capability: String,
+}
+
+/// The cards that the driver shows.
+///
+/// # Errors
+/// There is no driver, or it doesn't start: the reason.
+pub fn cards() -> Result<Vec<Card>, String> {
+    driver::cards().map(|(_, cards)| cards)
+}
+
+/// The newest CUDA version that the driver can run, such as "13.0".
+///
+/// # Errors
+/// As [`cards`].
+pub fn driver_version() -> Result<String, String> {
+    driver::cards().map(|(version, _)| format!("{}.{}", version / 1000, version % 1000 / 10))
+}
+
+#[cfg(unix)]
+mod driver {
+    //! The CUDA driver, asked without linking to it.
+
+    use std::ffi::{CStr, c_char, c_int, c_void};
+
+    use super::Card;
+
+    /// The driver's version and its cards.
+    pub fn cards() -> Result<(c_int, Vec<Card>), String> {
+        // SAFETY: the library's name is a C string; the handle stays open for the life of the process.
+        let library = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
+        if library.is_null() {
+            return Err("the NVIDIA driver's library, libcuda.so.1, isn't installed".into());
+        }
+        type Init = unsafe extern "C" fn(c_int) -> c_int;
+        type Get = unsafe extern "C" fn(*mut c_int) -> c_int;
+        type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+        type Memory = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+        type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+        // SAFETY: the signatures are those of cuda.h; every pointer handed over outlives its call.
+        unsafe {
+            let init: Init = std::mem::transmute(symbol(library, c"cuInit")?);
+            let count_of: Get = std::mem::transmute(symbol(library, c"cuDeviceGetCount")?);
+            let version_of: Get = std::mem::transmute(symbol(library, c"cuDriverGetVersion")?);
+            let name_of: Name = std::mem::transmute(symbol(library, c"cuDeviceGetName")?);
+            let memory_of: Memory = std::mem::transmute(symbol(library, c"cuDeviceTotalMem_v2")?);
+            let attribute_of: Attribute = std::mem::transmute(symbol(library, c"cuDeviceGetAttribute")?);
+            match init(0) {
+                0 => {}
+                100 => return Err("the NVIDIA driver finds no card".into()),
+                code => return Err(format!("the NVIDIA driver doesn't start (cuInit: error {code})")),
+            }
+            let (mut count, mut version) = (0, 0);
+            if count_of(&mut count) != 0 || version_of(&mut version) != 0 {
+                return Err("the NVIDIA driver doesn't tell its cards".into());
+            }
+            let card = |ordinal| {
+                let mut name = [0 as c_char; 256];
+                let (mut memory, mut major, mut minor) = (0, 0, 0);
+                name_of(name.as_mut_ptr(), 255, ordinal);
+                memory_of(&mut memory, ordinal);
+                // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+                attribute_of(&mut major, 75, ordinal);
+                attribute_of(&mut minor, 76, ordinal);
+                Card {
+                    name: CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned(),
+                    memory_bytes: memory as u64,
+                    compute_capability: format!("{major}.{minor}"),
+                }
+            };
+            Ok((version, (0..count).map(card).collect()))
+        }
+    }
+
+    /// # Safety
+    /// `library` is a handle that `dlopen` returned.
+    unsafe fn symbol(library: *mut c_void, name: &CStr) -> Result<*mut c_void, String> {
+        // SAFETY: by the caller's promise.
+        let found = unsafe { libc::dlsym(library, name.as_ptr()) };
+        if found.is_null() {
+            return Err(format!("the NVIDIA driver lacks {}", name.to_string_lossy()));
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(not(unix))]
+mod driver {
+    use super::Card;
+
+    pub fn cards() -> Result<(i32, Vec<Card>), String> {
+        Err("CUDA is supported on Linux".into())
+    }
+}

@@ -7,12 +7,15 @@
 pub mod batch;
 pub mod data;
 pub mod device;
+pub mod eval;
+pub mod grams;
 pub mod image;
 pub mod kernels;
 pub mod metrics;
 pub mod model;
 pub mod report;
 pub mod runner;
+pub mod selftest;
 pub mod text;
 pub mod train;
 pub mod trainer;

@@ -1,21 +1,55 @@
-//! `engine`: will fine-tune, evaluate and run what `vlmerge` writes. So far it says so.
+//! `engine`: reads the command line, runs the command, prints its report.
+
+mod cli;
+mod commands;
+mod signals;
+
+use std::io::Write;
+use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Fine-tune, evaluate and run merged vision-language models.
-#[derive(Debug, Parser)]
-#[command(name = "engine", version, max_term_width = 100)]
-#[command(after_help = COMING)]
-struct Cli {}
+use cli::Cli;
 
-const COMING: &str = "\
-No command works yet. Coming, in this order:
-  predict, embed, search   run a checkpoint on images and texts
-  grams                    gram matrices for vlmerge regmean
-  probe, selftest, info    compare with a reference, check a device
-  finetune, eval, data     train and evaluate on retrieval, VQA, NLVR2 and ImageNet";
+/// What a command has to say: the text for stdout, and whether it found what it looked for.
+pub struct Report {
+    pub stdout: String,
+    pub success: bool,
+}
 
-fn main() {
-    let Cli {} = Cli::parse();
-    println!("engine {}\n\n{COMING}", env!("CARGO_PKG_VERSION"));
+impl Report {
+    pub fn done(stdout: impl Into<String>) -> Report {
+        Report { stdout: stdout.into(), success: true }
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Cli::parse();
+    signals::prepare();
+    let context = commands::Context { quiet: args.quiet };
+    let run = std::panic::AssertUnwindSafe(|| commands::run(&args.command, &context));
+    let report = commands::quietly(run);
+    match report {
+        Ok(report) => {
+            // A reader that has seen enough (`| head`) is no failure.
+            let mut stdout = std::io::stdout().lock();
+            match stdout.write_all(report.stdout.as_bytes()).and_then(|()| stdout.flush()) {
+                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                    say(format_args!("cannot print: {e}"));
+                    ExitCode::FAILURE
+                }
+                _ if report.success => ExitCode::SUCCESS,
+                _ => ExitCode::FAILURE,
+            }
+        }
+        Err(e) => {
+            say(format_args!("{e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line on stderr. If nobody is left to read it, it is lost: `eprintln!` would panic.
+fn say(message: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "engine: {message}");
 }

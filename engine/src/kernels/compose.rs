@@ -3,7 +3,7 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 
 use super::{Adamw, float, prim};
 
@@ -50,6 +50,7 @@ pub fn layer_norm<B: BurnBackend>(
     let centred = x.clone() - x.mean_dim(1);
     let variance = (centred.clone() * centred.clone()).mean_dim(1);
     let normal = centred / (variance + epsilon).sqrt();
+    let (gamma, beta) = (gamma.cast(FloatDType::F32), beta.cast(FloatDType::F32));
     (normal * gamma.unsqueeze() + beta.unsqueeze()).cast(dtype)
 }
 
@@ -64,14 +65,30 @@ pub fn add_scaled<B: BurnBackend>(
     keep: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
     let dtype = x.dtype();
-    let branch = branch.cast(dtype) * gamma.unsqueeze();
+    let branch = branch.cast(dtype) * gamma.cast(dtype).unsqueeze();
     match keep {
         Some(keep) => {
             let batch = keep.dims()[0];
-            x + branch * keep.reshape([batch, 1, 1])
+            x + branch * keep.cast(dtype).reshape([batch, 1, 1])
         }
         None => x + branch,
     }
+}
+
+pub fn position_bias<B: BurnBackend>(
+    table: Tensor<B, 2>,
+    index: Tensor<B, 1, Int>,
+    tokens: usize,
+    first: usize,
+    heads: usize,
+) -> Tensor<B, 3> {
+    table.narrow(1, first, heads).transpose().select(1, index).reshape([heads, tokens, tokens])
+}
+
+pub fn sum_of_squares<B: BurnBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let n = burn::tensor::TensorMetadata::shape(&x).num_elements();
+    let x: Tensor<B, 1> = float(B::float_reshape(x, [n].into()));
+    prim((x.clone() * x).sum())
 }
 
 pub fn adamw<B: BurnBackend>(

@@ -4,22 +4,20 @@
 //! has fused kernels of its own, with gradients.
 
 pub mod compose;
+mod flex;
+#[cfg(test)]
+mod tests;
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor, TensorPrimitive};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_cuda::Cuda;
-use burn_flex::Flex;
 
 /// A burn backend with the operations of this module. Shapes as the functions of the same names have them.
 pub trait Backend: BurnBackend {
-    fn linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Option<FloatTensor<Self>>,
-    ) -> FloatTensor<Self> {
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         prim(compose::linear(float::<Self, 2>(x), float(weight), bias.map(float)))
     }
 
@@ -54,6 +52,21 @@ pub trait Backend: BurnBackend {
         prim(compose::add_scaled(float::<Self, 3>(x), float(gamma), float(branch), keep.map(float)))
     }
 
+    fn position_bias(
+        table: FloatTensor<Self>,
+        index: IntTensor<Self>,
+        tokens: usize,
+        first: usize,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        let index = Tensor::from_primitive(index);
+        prim(compose::position_bias(float::<Self, 2>(table), index, tokens, first, heads))
+    }
+
+    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        compose::sum_of_squares::<Self>(x)
+    }
+
     /// Parameter, first and second moment after one step of AdamW; see [`Adamw`].
     fn adamw(
         parameter: FloatTensor<Self>,
@@ -66,9 +79,7 @@ pub trait Backend: BurnBackend {
     }
 }
 
-impl Backend for Flex {}
 impl Backend for Cuda {}
-impl<C: CheckpointStrategy> Backend for Autodiff<Flex, C> {}
 impl<C: CheckpointStrategy> Backend for Autodiff<Cuda, C> {}
 
 /// One step of AdamW as PyTorch's `AdamW` takes it, for one parameter: p ← p(1 − lr·decay);
@@ -92,11 +103,15 @@ pub struct Adamw {
 /// - weight: [d_output, d_input], as PyTorch keeps it
 /// - bias: [d_output]
 /// - output: [..., d_output]
-pub fn linear<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
+pub fn linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
     let mut shape = x.dims();
     let (rows, input) = (shape[..D - 1].iter().product::<usize>(), shape[D - 1]);
     shape[D - 1] = weight.dims()[0];
-    float::<B, 2>(B::linear(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
+    float::<B, 2>(<B as Backend>::linear(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
 }
 
 /// Multi-head self-attention: softmax(q·kᵀ/√d + bias + mask)·v in every head, scores and softmax in f32.
@@ -105,8 +120,13 @@ pub fn linear<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>,
 /// - bias: [heads, tokens, tokens], added to the scores
 /// - mask: [batch, tokens], 1 for a key to attend to, 0 for one to leave out; every row has a 1
 /// - output: [batch, tokens, heads·d]
-pub fn attention<B: Backend>(qkv: Tensor<B, 3>, bias: Tensor<B, 3>, mask: Option<Tensor<B, 2>>, heads: usize) -> Tensor<B, 3> {
-    float(B::attention(prim(qkv), prim(bias), mask.map(prim), heads))
+pub fn attention<B: Backend>(
+    qkv: Tensor<B, 3>,
+    bias: Tensor<B, 3>,
+    mask: Option<Tensor<B, 2>>,
+    heads: usize,
+) -> Tensor<B, 3> {
+    float(<B as Backend>::attention(prim(qkv), prim(bias), mask.map(prim), heads))
 }
 
 /// (x − mean)/√(variance + ε) · gamma + beta over the last axis, in f32 whatever x is in.
@@ -121,14 +141,14 @@ pub fn layer_norm<B: Backend, const D: usize>(
     let shape = x.dims();
     let rows = shape[..D - 1].iter().product::<usize>();
     let x = x.reshape([rows, shape[D - 1]]);
-    float::<B, 2>(B::layer_norm(prim(x), prim(gamma), prim(beta), epsilon)).reshape(shape)
+    float::<B, 2>(<B as Backend>::layer_norm(prim(x), prim(gamma), prim(beta), epsilon)).reshape(shape)
 }
 
 /// x·Φ(x), by the error function; any shape.
 pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let shape = x.dims();
     let rows = shape[..D - 1].iter().product::<usize>();
-    float::<B, 2>(B::gelu(prim(x.reshape([rows, shape[D - 1]])))).reshape(shape)
+    float::<B, 2>(<B as Backend>::gelu(prim(x.reshape([rows, shape[D - 1]])))).reshape(shape)
 }
 
 /// x + keep·gamma·branch: a residual connection with layer scale and stochastic depth.
@@ -141,7 +161,27 @@ pub fn add_scaled<B: Backend>(
     branch: Tensor<B, 3>,
     keep: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
-    float(B::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
+    float(<B as Backend>::add_scaled(prim(x), prim(gamma), prim(branch), keep.map(prim)))
+}
+
+/// What one layer adds to its attention scores, gathered from the relative position table.
+///
+/// - table: [rows, columns]; head h's values stand in column first + h
+/// - index: [tokens·tokens], the row for each pair of query and key
+/// - output: [heads, tokens, tokens]
+pub fn position_bias<B: Backend>(
+    table: Tensor<B, 2>,
+    index: Tensor<B, 1, Int>,
+    tokens: usize,
+    first: usize,
+    heads: usize,
+) -> Tensor<B, 3> {
+    float(<B as Backend>::position_bias(prim(table), index.into_primitive(), tokens, first, heads))
+}
+
+/// Σx² over all elements of a tensor of any shape, [1].
+pub fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 1> {
+    float(<B as Backend>::sum_of_squares(x))
 }
 
 fn float<B: BurnBackend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {

@@ -1,1 +1,21 @@
 //! The vision-language transformer.
+
+pub mod build;
+pub mod config;
+pub mod input;
+pub mod layers;
+pub mod names;
+pub mod noise;
+pub mod objectives;
+pub mod open;
+pub mod position;
+pub mod probe;
+pub mod save;
+pub mod session;
+pub mod training;
+pub mod transformer;
+pub mod weights;
+
+pub use build::{Heads, LoadReport, Want};
+pub use config::Architecture;
+pub use weights::{LoadError, Weights};

@@ -1,0 +1,194 @@
+//! From a file's bytes to [`Rgb`], as Pillow's `Image.open(…).convert("RGB")` does it.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use image::error::ImageError;
+use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use super::Rgb;
+
+/// More pixels than this are refused, as Pillow does (twice its `MAX_IMAGE_PIXELS`): a file of a few bytes may claim
+/// any size.
+pub const MAX_PIXELS: u64 = 2 * 89_478_485;
+
+/// A file longer than this is no image: uncompressed, [`MAX_PIXELS`] fit in it.
+const MAX_FILE: u64 = 1 << 30;
+
+/// What a decoder may allocate beside the pixels (and, for 16-bit images, for them).
+const MAX_ALLOCATION: u64 = 1 << 30;
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}: cannot read: {error}", formats::show_path(path))]
+    Io { path: PathBuf, error: std::io::Error },
+    /// What is wrong with the file at `path`.
+    #[error("{}: {error}", formats::show_path(path))]
+    File { path: PathBuf, error: Box<Error> },
+    #[error("no image: empty")]
+    Empty,
+    #[error("not a JPEG, PNG, WebP, GIF or BMP image")]
+    Unknown,
+    #[error("{width}×{height} pixels, at most {MAX_PIXELS} are read; make the image smaller")]
+    TooLarge { width: u32, height: u32 },
+    #[error("longer than {} MiB; make the image smaller", MAX_FILE >> 20)]
+    TooLong,
+    #[error("the image needs more memory than {} MiB; make it smaller", MAX_ALLOCATION >> 20)]
+    TooMuchMemory,
+    #[error("broken {format} image: {}", formats::show_name(reason))]
+    Broken { format: &'static str, reason: String },
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The image in a file; see [`decode`].
+pub fn open(path: impl AsRef<Path>) -> Result<Rgb> {
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|error| Error::Io { path: path.into(), error })?;
+    let image = if bytes.len() as u64 > MAX_FILE { Err(Error::TooLong) } else { decode(&bytes) };
+    image.map_err(|error| Error::File { path: path.into(), error: Box::new(error) })
+}
+
+/// The image in a file's bytes: JPEG, PNG, WebP, GIF or BMP, told apart by content.
+///
+/// As Pillow does: transparency is dropped, not blended; of an animation it's the first frame; a camera's orientation
+/// mark is not applied; of 16 bits a sample the upper 8 are kept, save in grey images without transparency, whose
+/// values are cut off at 255; CMYK is naïve, (1 − c)(1 − k), without colour profiles. PNG, GIF and BMP give Pillow's
+/// bytes; JPEG and WebP differ from them by a rounding here and there.
+///
+/// # Errors
+/// [`Error`] when the bytes are no such image, broken, cut short, or too large ([`MAX_PIXELS`]). As in Pillow, damage
+/// that leaves a JPEG's structure whole isn't seen.
+pub fn decode(bytes: &[u8]) -> Result<Rgb> {
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
+    let format = image::guess_format(bytes).map_err(|_| Error::Unknown)?;
+    let name = match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::Bmp => "BMP",
+        _ => return Err(Error::Unknown),
+    };
+    // The decoder paints what is missing grey.
+    if format == ImageFormat::Jpeg && !has_end(bytes) {
+        return Err(Error::Broken { format: name, reason: "cut short: no end-of-image mark".into() });
+    }
+    pixels(bytes, format).map_err(|failure| match failure {
+        Failure::TooLarge { width, height } => Error::TooLarge { width, height },
+        Failure::Decoder(ImageError::Limits(_)) => Error::TooMuchMemory,
+        Failure::Decoder(ImageError::Decoding(error)) => {
+            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Error::Broken { format: name, reason }
+        }
+        Failure::Decoder(ImageError::IoError(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Error::Broken { format: name, reason: "cut short".into() }
+        }
+        Failure::Decoder(error) => Error::Broken { format: name, reason: error.to_string() },
+    })
+}
+
+enum Failure {
+    TooLarge { width: u32, height: u32 },
+    Decoder(ImageError),
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Failure {
+        Failure::Decoder(error)
+    }
+}
+
+fn pixels(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Failure> {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_ALLOCATION);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    let count = u64::from(width) * u64::from(height);
+    if count == 0 || count > MAX_PIXELS {
+        return Err(Failure::TooLarge { width, height });
+    }
+    limits.reserve(decoder.total_bytes())?;
+    decoder.set_limits(limits)?;
+    let colour = decoder.color_type();
+    let mut samples = vec![0; decoder.total_bytes() as usize];
+    decoder.read_image(&mut samples)?;
+    let pixels = match colour {
+        ColorType::Rgb8 => samples,
+        ColorType::Rgba8 => {
+            keep_three_of_four(&mut samples);
+            samples
+        }
+        ColorType::L8 => samples.iter().flat_map(|&v| [v; 3]).collect(),
+        ColorType::La8 => samples.chunks_exact(2).flat_map(|v| [v[0]; 3]).collect(),
+        // Pillow holds grey of 16 bits as integers, and cuts them off on the way to 8.
+        ColorType::L16 => sixteen(&samples, 1).flat_map(|v| [v[0].min(255) as u8; 3]).collect(),
+        ColorType::La16 => sixteen(&samples, 2).flat_map(|v| [(v[0] >> 8) as u8; 3]).collect(),
+        ColorType::Rgb16 => sixteen(&samples, 3).flat_map(|v| [v[0], v[1], v[2]].map(|v| (v >> 8) as u8)).collect(),
+        ColorType::Rgba16 => sixteen(&samples, 4).flat_map(|v| [v[0], v[1], v[2]].map(|v| (v >> 8) as u8)).collect(),
+        other => {
+            let reason = std::io::Error::other(format!("samples of type {other:?} are not supported"));
+            return Err(Failure::Decoder(ImageError::IoError(reason)));
+        }
+    };
+    Ok(Rgb { width: width as usize, height: height as usize, pixels })
+}
+
+/// Pixels of `channels` 16-bit samples in the machine's byte order.
+fn sixteen(samples: &[u8], channels: usize) -> impl Iterator<Item = [u16; 4]> {
+    samples.chunks_exact(2 * channels).map(|pixel| {
+        let mut values = [0; 4];
+        for (value, bytes) in values.iter_mut().zip(pixel.chunks_exact(2)) {
+            *value = u16::from_ne_bytes([bytes[0], bytes[1]]);
+        }
+        values
+    })
+}
+
+/// Red, green, blue, alpha to red, green, blue, in place: a large image isn't held twice.
+fn keep_three_of_four(samples: &mut Vec<u8>) {
+    let count = samples.len() / 4;
+    for pixel in 1..count {
+        samples.copy_within(4 * pixel..4 * pixel + 3, 3 * pixel);
+    }
+    samples.truncate(3 * count);
+}
+
+/// Whether a JPEG goes on to its end-of-image mark (ITU T.81, annex B: a chain of segments, each with its length, and
+/// entropy-coded data after a start of scan, in which a mark is told from data by the byte after 0xFF).
+fn has_end(bytes: &[u8]) -> bool {
+    const SOI: u8 = 0xd8;
+    const EOI: u8 = 0xd9;
+    const SOS: u8 = 0xda;
+    let mut rest = bytes;
+    loop {
+        let Some(at) = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff)) else {
+            return false;
+        };
+        let mark = rest[at + 1];
+        rest = &rest[at + 2..];
+        match mark {
+            EOI => return true,
+            // No length: start of image, restarts, and the reserved 0x01.
+            SOI | 0xd0..=0xd7 | 0x01 => {}
+            _ => {
+                let [high, low, ..] = *rest else { return false };
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                let Some(after) = rest.get(length..) else { return false };
+                rest = after;
+                if mark == SOS && rest.is_empty() {
+                    return false;
+                }
+            }
+        }
+    }
+}

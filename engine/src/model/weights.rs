@@ -1,0 +1,222 @@
+//! The tensors of a checkpoint under the names that the model has for them.
+
+use std::path::Path;
+
+use formats::layout::{Buffer, Layout, Modality};
+use formats::position::resize_table;
+use formats::{Checkpoint, show_name, show_path};
+use indexmap::IndexMap;
+use thiserror::Error;
+
+use super::config::{Architecture, ArchitectureError};
+
+/// A checkpoint that can't be loaded into a model.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    File(#[from] formats::Error),
+    #[error("{path}: {source}")]
+    Architecture { path: String, source: ArchitectureError },
+    #[error("{path}: {reason}")]
+    Unfit { path: String, reason: String },
+}
+
+enum Entry {
+    File { tensor: usize, shape: Vec<usize> },
+    Memory { shape: Vec<usize>, values: Vec<f32> },
+}
+
+/// Tensors by the model's names (those of the vl-merging layout).
+pub struct Weights {
+    path: String,
+    checkpoint: Option<Checkpoint>,
+    entries: IndexMap<String, Entry>,
+    /// Text of the metadata that goes along: configuration, recipe, labels.
+    metadata: std::collections::BTreeMap<String, String>,
+}
+
+/// VLMo's names for what vl-merging renamed.
+const VLMO_NAMES: [(&str, &str); 4] = [
+    ("itc_text_proj.", "ifm_text_proj."),
+    ("itc_image_proj.", "ifm_image_proj."),
+    ("itc_vl_text_proj.", "ifm_vl_text_proj."),
+    ("itc_vl_image_proj.", "ifm_vl_image_proj."),
+];
+
+impl Weights {
+    /// Opens any checkpoint whose layout this model can run. `image_size` is for one that doesn't say its own.
+    ///
+    /// # Errors
+    /// The file can't be read, its names are of no known layout, or of one that isn't run (BEiT-3), or its sizes aren't
+    /// known.
+    pub fn open(
+        path: &Path,
+        root: Option<&str>,
+        image_size: Option<usize>,
+    ) -> Result<(Weights, Architecture), LoadError> {
+        let checkpoint = formats::open_root(path, root)?;
+        let shown = show_path(path).to_string();
+        let unfit = |reason: String| LoadError::Unfit { path: shown.clone(), reason };
+        let names = checkpoint.tensors().iter().map(|info| info.name.as_str());
+        let Some(found) = Layout::detect(names) else {
+            return Err(unfit("its names are of no known layout; 'vlmerge inspect' shows what is in it".into()));
+        };
+        let layout = found.layout;
+        match layout.name() {
+            "vl-merging" | "vlmo" => {}
+            "beit" => {
+                return Err(unfit("this is a BEiT: 'vlmerge init' makes a vision-language checkpoint of it".into()));
+            }
+            other => return Err(unfit(format!("models of layout '{other}' can be merged, but not run"))),
+        }
+        let detected = checkpoint.config(layout);
+        let table = checkpoint.tensors().iter().find(|info| info.name.ends_with("relative_position_bias_table"));
+        let rows = table.map(|info| info.shape.first().copied().unwrap_or(0));
+        let architecture = Architecture::of(&detected, rows, image_size)
+            .map_err(|source| LoadError::Architecture { path: shown.clone(), source })?;
+        let mut entries = IndexMap::new();
+        for (tensor, info) in checkpoint.tensors().iter().enumerate() {
+            if layout.buffer(&info.name) == Some(Buffer::Image) || !info.dtype.is_float() {
+                continue;
+            }
+            let name = model_name(layout, &info.name);
+            let entry = Entry::File { tensor, shape: info.shape.clone() };
+            if entries.insert(name.clone(), entry).is_some() {
+                return Err(unfit(format!("two of its tensors are {}", show_name(&name))));
+            }
+        }
+        let metadata = checkpoint.metadata().clone();
+        Ok((Weights { path: shown, checkpoint: Some(checkpoint), entries, metadata }, architecture))
+    }
+
+    /// No tensors at all: for a model from scratch.
+    pub fn none() -> Weights {
+        Weights { path: "a new model".into(), checkpoint: None, entries: IndexMap::new(), metadata: Default::default() }
+    }
+
+    /// The file's name for messages.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub fn metadata(&self) -> &std::collections::BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| match entry {
+            Entry::File { shape, .. } | Entry::Memory { shape, .. } => shape.as_slice(),
+        })
+    }
+
+    /// The values, row by row. `None` if there is no such tensor.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        match (entry, &self.checkpoint) {
+            (Entry::Memory { values, .. }, _) => Ok(Some(values.clone())),
+            (Entry::File { tensor, .. }, Some(checkpoint)) => {
+                let mut values = Vec::new();
+                checkpoint.read_f32(*tensor, 0..checkpoint.tensors()[*tensor].elements(), &mut values)?;
+                Ok(Some(values))
+            }
+            (Entry::File { .. }, None) => Ok(None),
+        }
+    }
+
+    /// Adds or replaces a tensor.
+    pub fn put(&mut self, name: impl Into<String>, shape: Vec<usize>, values: Vec<f32>) {
+        self.entries.insert(name.into(), Entry::Memory { shape, values });
+    }
+
+    /// Fits the weights to other images or shorter texts: position tables are resized as `vlmerge resize` does.
+    /// Returns what was done, in words.
+    ///
+    /// # Errors
+    /// Sizes that can't be had.
+    pub fn fit(
+        &mut self,
+        a: &mut Architecture,
+        image_size: Option<usize>,
+        text_len: Option<usize>,
+    ) -> Result<Vec<String>, LoadError> {
+        let mut done = Vec::new();
+        let mut wanted = a.clone();
+        wanted.image_size = image_size.unwrap_or(a.image_size);
+        wanted.text_len = text_len.unwrap_or(a.text_len);
+        let path = self.path.clone();
+        wanted.check().map_err(|source| LoadError::Architecture { path, source })?;
+        if wanted.image_size != a.image_size {
+            let (from, to) = (a.grid(), wanted.grid());
+            if a.relative_positions {
+                let grid = formats::layout::Grid { start: 0, side: 2 * from - 1 };
+                self.resize("relative_position_bias_table", grid, 2 * to - 1, wanted.table_rows())?;
+            } else {
+                let grid = formats::layout::Grid { start: 1, side: from };
+                self.resize("transformer.pos_embed", grid, to, 1 + to * to)?;
+            }
+            done.push(format!("position table resized from {} to {} pixels", a.image_size, wanted.image_size));
+        }
+        let positions = "text_embeddings.position_embeddings.weight";
+        if let Some(&[rows, width]) = self.shape(positions) {
+            if rows > wanted.text_len {
+                let mut values = self.read(positions)?.unwrap_or_default();
+                values.truncate(wanted.text_len * width);
+                self.put(positions, vec![wanted.text_len, width], values);
+                done.push(format!("text positions cut from {rows} to {} tokens", wanted.text_len));
+            } else if rows < wanted.text_len {
+                return Err(LoadError::Unfit {
+                    path: self.path.clone(),
+                    reason: format!("it was trained on texts of {rows} tokens; {} is beyond that", wanted.text_len),
+                });
+            }
+        }
+        *a = wanted;
+        Ok(done)
+    }
+
+    fn resize(&mut self, name: &str, grid: formats::layout::Grid, side: usize, rows: usize) -> Result<(), LoadError> {
+        let Some(values) = self.read(name)? else { return Ok(()) };
+        let shape = self.shape(name).unwrap_or_default().to_vec();
+        let columns = shape.last().copied().unwrap_or(0);
+        let had = if columns == 0 { 0 } else { values.len() / columns };
+        if had + side * side != rows + grid.side * grid.side {
+            let reason = format!("{name}: its {had} rows don't hold a grid of {0}x{0}", grid.side);
+            return Err(LoadError::Unfit { path: self.path.clone(), reason });
+        }
+        let table: Vec<f64> = values.into_iter().map(f64::from).collect();
+        let resized = resize_table(&table, columns, grid, side);
+        let mut shape = shape;
+        let axis = shape.len() - 2;
+        shape[axis] = rows;
+        self.put(name, shape, resized.into_iter().map(|value| value as f32).collect());
+        Ok(())
+    }
+}
+
+/// The model's name for a checkpoint's.
+fn model_name(layout: &Layout, name: &str) -> String {
+    let own = Layout::by_name("vl-merging");
+    let name = match layout.parse_name(name) {
+        Some(expert) => {
+            let modality = expert.modality;
+            own.and_then(|own| own.expert_name(&expert.slot, modality))
+                .unwrap_or_else(|| spelled(&expert.slot, modality))
+        }
+        None => name.to_owned(),
+    };
+    let name = name.strip_prefix("module.").unwrap_or(&name);
+    for (theirs, ours) in VLMO_NAMES {
+        if let Some(rest) = name.strip_prefix(theirs) {
+            return format!("{ours}{rest}");
+        }
+    }
+    name.to_owned()
+}
+
+fn spelled(slot: &str, modality: Modality) -> String {
+    format!("{slot}.{modality}")
+}
