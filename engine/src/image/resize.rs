@@ -131,6 +131,28 @@ fn to_sample(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
+/// Samples summed at a time, in vector registers.
+const BLOCK: usize = 32;
+
+/// The weighted sum of as many blocks as there are weights: of each of `rows` the [`BLOCK`] samples from `at` on.
+///
+/// Rows behind pointers, in both passes: were blocks neighbours in memory, the compiler would take several of them at
+/// a time and transpose.
+#[inline(always)]
+fn sum(rows: &[&[u8]], at: usize, weights: &[i32]) -> [u8; BLOCK] {
+    let mut sums = [HALF; BLOCK];
+    for (row, &weight) in rows.iter().zip(weights) {
+        for (sum, &sample) in sums.iter_mut().zip(&row[at..at + BLOCK]) {
+            *sum += i32::from(sample) * weight;
+        }
+    }
+    let mut samples = [0; BLOCK];
+    for (sample, sum) in samples.iter_mut().zip(sums) {
+        *sample = to_sample(sum);
+    }
+    samples
+}
+
 /// Runs `$body` compiled for AVX2 where the CPU has it: the same arithmetic, twice the lanes and a 32-bit product.
 macro_rules! with_avx2 {
     ($name:ident, $body:ident) => {
@@ -154,41 +176,28 @@ macro_rules! with_avx2 {
 with_avx2!(along_rows, along_rows_generic);
 with_avx2!(along_columns, along_columns_generic);
 
-/// Rows resized together: each fills one lane of a vector register.
-const LANES: usize = 16;
+/// Rows resized together: a block is one pixel of each, padded to four bytes.
+const ROWS: usize = BLOCK / 4;
 
 /// Resizes each of `rows` (RGB, all of one length) to the weights' length; `out` is [rows, output, 3].
 #[inline(always)]
 fn along_rows_generic(rows: &[&[u8]], weights: &Weights, out: &mut [u8]) {
     let stride = weights.spans.len() * 3;
-    let mut columns: Vec<[u8; LANES]> = vec![[0; LANES]; rows[0].len()];
-    for (rows, out) in rows.chunks(LANES).zip(out.chunks_mut(LANES * stride)) {
-        if let Ok(rows) = <&[&[u8]; LANES]>::try_from(rows) {
-            let rows = rows.map(|row| &row[..columns.len()]);
-            for (at, column) in columns.iter_mut().enumerate() {
-                *column = std::array::from_fn(|lane| rows[lane][at]);
-            }
-        } else {
-            for (lane, row) in rows.iter().enumerate() {
-                for (column, &value) in columns.iter_mut().zip(*row) {
-                    column[lane] = value;
-                }
+    let mut pixels = vec![[0; BLOCK]; rows[0].len() / 3];
+    let mut resized = vec![[0; BLOCK]; weights.spans.len()];
+    for (rows, out) in rows.chunks(ROWS).zip(out.chunks_mut(ROWS * stride)) {
+        for (at, row) in rows.iter().enumerate() {
+            for (block, pixel) in pixels.iter_mut().zip(row.as_chunks::<3>().0) {
+                block[4 * at..4 * at + 3].copy_from_slice(pixel);
             }
         }
-        for (sample, (first, weights)) in weights.iter().enumerate() {
-            let mut sums = [[HALF; LANES]; 3];
-            let pixels = columns[first * 3..(first + weights.len()) * 3].chunks_exact(3);
-            for (pixel, &weight) in pixels.zip(weights) {
-                for (sums, column) in sums.iter_mut().zip(pixel) {
-                    for (sum, &value) in sums.iter_mut().zip(column) {
-                        *sum += i32::from(value) * weight;
-                    }
-                }
-            }
-            for (lane, row) in out.chunks_exact_mut(stride).enumerate() {
-                for (out, sums) in row[sample * 3..sample * 3 + 3].iter_mut().zip(&sums) {
-                    *out = to_sample(sums[lane]);
-                }
+        let blocks: Vec<&[u8]> = pixels.iter().map(|block| block.as_slice()).collect();
+        for (block, (first, weights)) in resized.iter_mut().zip(weights.iter()) {
+            *block = sum(&blocks[first..first + weights.len()], 0, weights);
+        }
+        for (at, row) in out.chunks_exact_mut(stride).enumerate() {
+            for (block, pixel) in resized.iter().zip(row.as_chunks_mut::<3>().0) {
+                pixel.copy_from_slice(&block[4 * at..4 * at + 3]);
             }
         }
     }
@@ -200,21 +209,13 @@ fn along_columns_generic(rows: &[&[u8]], weights: &Weights, out: &mut [u8]) {
     let stride = rows[0].len();
     for (out, (first, weights)) in out.chunks_exact_mut(stride).zip(weights.iter()) {
         let rows = &rows[first..first + weights.len()];
-        const BLOCK: usize = 32;
-        let blocks = stride / BLOCK * BLOCK;
-        for at in (0..blocks).step_by(BLOCK) {
-            let mut sums = [HALF; BLOCK];
-            for (row, &weight) in rows.iter().zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(&row[at..at + BLOCK]) {
-                    *sum += i32::from(value) * weight;
-                }
-            }
-            for (out, &sum) in out[at..at + BLOCK].iter_mut().zip(&sums) {
-                *out = to_sample(sum);
-            }
+        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+        let start = blocks.len() * BLOCK;
+        for (index, block) in blocks.iter_mut().enumerate() {
+            *block = sum(rows, index * BLOCK, weights);
         }
-        for (at, out) in out.iter_mut().enumerate().skip(blocks) {
-            let sum = rows.iter().zip(weights).fold(HALF, |sum, (row, &weight)| sum + i32::from(row[at]) * weight);
+        for (at, out) in rest.iter_mut().enumerate() {
+            let sum = rows.iter().zip(weights).fold(HALF, |sum, (row, &w)| sum + i32::from(row[start + at]) * w);
             *out = to_sample(sum);
         }
     }
