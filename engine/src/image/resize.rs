@@ -43,7 +43,7 @@ pub fn resize_bicubic_window(image: &Rgb, window: Window, width: usize, height: 
     if width == window.width {
         return to_height(&rows, height);
     }
-    // Pillow since 10: the other order for a thin strip, which would become a huge image in between.
+    // As Pillow: the other order for a thin strip, which would become a huge image in between.
     if rows.len() > 100 * window.width && height < rows.len() {
         return resize_bicubic(&to_height(&rows, height), width, height);
     }
@@ -217,6 +217,49 @@ fn along_columns_generic(rows: &[&[u8]], weights: &Weights, out: &mut [u8]) {
         for (at, out) in rest.iter_mut().enumerate() {
             let sum = rows.iter().zip(weights).fold(HALF, |sum, (row, &w)| sum + i32::from(row[start + at]) * w);
             *out = to_sample(sum);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hand_checked() {
+        let pair = Rgb { width: 2, height: 1, pixels: vec![0, 10, 255, 255, 30, 255] };
+        assert_eq!(resize_bicubic(&pair, 1, 1).pixels, [128, 20, 255], "the mean, ½ rounded up");
+        assert_eq!(resize_bicubic(&pair, 2, 1), pair, "nothing to do");
+        assert_eq!(resize_bicubic(&Rgb::filled(7, 5, [0, 77, 255]), 31, 2), Rgb::filled(31, 2, [0, 77, 255]));
+    }
+
+    #[test]
+    fn weights_sum_to_one() {
+        for (input, output) in [(1, 9), (9, 1), (640, 224), (3, 224), (20_000, 7)] {
+            for (first, weights) in Weights::new(input, output).iter() {
+                assert!(!weights.is_empty() && first + weights.len() <= input, "{input} to {output}");
+                let sum: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
+                assert!((sum - (1 << PRECISION)).abs() <= weights.len() as i64, "{input} to {output}: {sum}");
+            }
+        }
+    }
+
+    /// What a CPU without AVX2 computes; on one with it, nothing else runs this.
+    #[test]
+    fn both_instruction_sets_agree() {
+        let rows: Vec<Vec<u8>> = (0..11).map(|y| (0..57).map(|x| (x * x * 7 + y * 91) as u8).collect()).collect();
+        let rows: Vec<&[u8]> = rows.iter().map(|row| row.as_slice()).collect();
+        for size in [1, 6, 19, 40] {
+            let weights = Weights::new(19, size);
+            let mut out = [vec![0; 11 * size * 3], vec![0; 11 * size * 3]];
+            along_rows(&rows, &weights, &mut out[0]);
+            along_rows_generic(&rows, &weights, &mut out[1]);
+            assert_eq!(out[0], out[1]);
+            let weights = Weights::new(11, size);
+            let mut out = [vec![0; size * 57], vec![0; size * 57]];
+            along_columns(&rows, &weights, &mut out[0]);
+            along_columns_generic(&rows, &weights, &mut out[1]);
+            assert_eq!(out[0], out[1]);
         }
     }
 }
