@@ -1,5 +1,6 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod grams;
 pub mod info;
 pub mod probe;
 pub mod selftest;
@@ -36,6 +37,7 @@ impl Context {
 
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
+        Command::Grams(args) => grams::run(args, context),
         Command::Info(args) => info::run(args),
         Command::Probe(args) => probe::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
