@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{info, probe};
+use crate::commands::{grams, info, probe, selftest};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
@@ -14,7 +14,7 @@ use crate::commands::{info, probe};
 #[command(after_help = "\
 Examples:
   engine info
-  engine probe merged.safetensors --batch batch.safetensors -o out.safetensors
+  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 -o grams.safetensors
 
 Exit status: 0 done, 1 failed, 2 wrong usage.")]
 pub struct Cli {
@@ -28,10 +28,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Record gram matrices of a modality-specific checkpoint, for vlmerge regmean.
+    Grams(grams::Args),
     /// Show devices, memory, precisions and versions.
     Info(info::Args),
     /// Run every forward pass on ready-made tensors and write features, logits and losses.
     Probe(probe::Args),
+    /// Compare a device with golden values and measure its speed.
+    Selftest(selftest::Args),
 }
 
 #[derive(Debug, Args)]

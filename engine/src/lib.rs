@@ -7,14 +7,16 @@
 pub mod batch;
 pub mod data;
 pub mod device;
-pub mod grams;
 pub mod eval;
+pub mod grams;
 pub mod image;
 pub mod kernels;
 pub mod metrics;
 pub mod model;
 pub mod report;
 pub mod runner;
+pub mod selftest;
+pub mod tasks;
 pub mod text;
 pub mod train;
 pub mod trainer;

@@ -1,7 +1,9 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod grams;
 pub mod info;
 pub mod probe;
+pub mod selftest;
 
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 use std::sync::Mutex;
@@ -35,8 +37,10 @@ impl Context {
 
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
+        Command::Grams(args) => grams::run(args, context),
         Command::Info(args) => info::run(args),
         Command::Probe(args) => probe::run(args, context),
+        Command::Selftest(args) => selftest::run(args, context),
     }
 }
 

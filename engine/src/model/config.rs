@@ -53,7 +53,53 @@ pub enum ArchitectureError {
     Unfit(String),
 }
 
+/// The sizes that models of this family come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Size {
+    /// 192 wide, 3 heads, 12 layers
+    Tiny,
+    /// 768 wide, 12 heads, 12 layers
+    Base,
+    /// 1024 wide, 16 heads, 24 layers
+    Large,
+}
+
 impl Architecture {
+    /// A model of a usual size, with patches of 16 pixels, BERT's vocabulary and texts of 40 tokens.
+    pub fn sized(size: Size, variant: Variant, image_size: usize) -> Architecture {
+        let (hidden_size, heads, layers, vl_start) = match size {
+            Size::Tiny => (192, 3, 12, 10),
+            Size::Base => (768, 12, 12, 10),
+            Size::Large => (1024, 16, 24, 21),
+        };
+        Architecture {
+            attention_experts: variant.has_experts(Part::Attention),
+            mlp_experts: variant.has_experts(Part::Mlp),
+            norm1_experts: variant.has_experts(Part::Norm1),
+            norm2_experts: variant.has_experts(Part::Norm2),
+            attends: if variant == Variant::LnMoe { Attends::ToAll } else { Attends::WithinModality },
+            layers,
+            vl_start,
+            hidden_size,
+            heads,
+            mlp_hidden: 4 * hidden_size,
+            image_size,
+            patch_size: 16,
+            vocab_size: 30522,
+            text_len: 40,
+            table_text_len: 196,
+            token_types: 2,
+            relative_positions: true,
+        }
+    }
+
+    /// Multiplications and additions of a forward pass of one sequence through `layers` layers: 2 for each product.
+    pub fn flops(&self, tokens: usize, layers: usize) -> f64 {
+        let (n, d, h) = (tokens as f64, self.hidden_size as f64, self.mlp_hidden as f64);
+        // qkv and proj, both MLP layers, and the two products of attention
+        layers as f64 * (2.0 * n * d * (4.0 * d) + 2.0 * n * d * h * 2.0 + 4.0 * n * n * d)
+    }
+
     /// w: patches along the side of an image.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size

@@ -7,6 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn_cuda::{Cuda, CudaDevice};
 use burn_flex::{Flex, FlexDevice};
+use formats::layout::Layout;
 
 use super::build::{Heads, LoadReport, build};
 use super::config::Architecture;
@@ -49,6 +50,8 @@ pub struct Opened {
     pub load: LoadReport,
     /// What was changed on the way in, in words.
     pub notes: Vec<String>,
+    /// The names that the checkpoint has; `None` for a model from scratch.
+    pub layout: Option<&'static Layout>,
     /// The checkpoint's metadata: recipe, configuration, labels.
     pub metadata: std::collections::BTreeMap<String, String>,
 }
@@ -114,11 +117,19 @@ fn seen<B: Backend>(layer: usize, expert: Expert, site: Site, input: &Tensor<B, 
 /// # Errors
 /// The device isn't there; the file can't be read or doesn't fit a model.
 pub fn open_runner(path: &Path, options: &Options) -> Result<(Box<dyn Inspector>, Opened)> {
-    let source = Source::Checkpoint(path);
-    let (weights, opened) = prepare(&source, options)?;
+    open_runner_from(&Source::Checkpoint(path), Heads::PRESENT, options)
+}
+
+/// As [`open_runner`], from scratch too, with the heads asked for.
+///
+/// # Errors
+/// As [`open_runner`].
+pub fn open_runner_from(source: &Source, heads: Heads, options: &Options) -> Result<(Box<dyn Inspector>, Opened)> {
+    let (weights, opened) = prepare(source, options)?;
+    let scratch = matches!(source, Source::New(_));
     match opened.device {
-        Device::Cpu => session::<Flex>(weights, opened, options, FlexDevice),
-        Device::Cuda(index) => session::<Cuda>(weights, opened, options, CudaDevice::new(index)),
+        Device::Cpu => session::<Flex>(weights, opened, heads, scratch, options, FlexDevice),
+        Device::Cuda(index) => session::<Cuda>(weights, opened, heads, scratch, options, CudaDevice::new(index)),
     }
 }
 
@@ -161,7 +172,8 @@ pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Op
     }
     let notes = weights.fit(&mut architecture, options.image_size, options.text_len)?;
     let metadata = weights.metadata().clone();
-    Ok((weights, Opened { device, architecture, load: LoadReport::default(), notes, metadata }))
+    let layout = weights.layout();
+    Ok((weights, Opened { device, architecture, load: LoadReport::default(), notes, layout, metadata }))
 }
 
 fn add_heads(weights: &mut Weights, a: &mut Architecture, path: &Path, task: Option<&str>) -> Result<()> {
@@ -184,10 +196,12 @@ fn add_heads(weights: &mut Weights, a: &mut Architecture, path: &Path, task: Opt
 fn session<B: Backend>(
     weights: Weights,
     mut opened: Opened,
+    heads: Heads,
+    scratch: bool,
     options: &Options,
     device: B::Device,
 ) -> Result<(Box<dyn Inspector>, Opened)> {
-    let (model, load) = build::<B>(&weights, &opened.architecture, Heads::PRESENT, 0, false, &device)?;
+    let (model, load) = build::<B>(&weights, &opened.architecture, heads, 0, scratch, &device)?;
     opened.load = load;
     let session = Session::new(model, opened.architecture.clone(), options.precision);
     Ok((Box::new(session), opened))

@@ -32,6 +32,7 @@ enum Entry {
 /// Tensors by the model's names (those of the vl-merging layout).
 pub struct Weights {
     path: String,
+    layout: Option<&'static Layout>,
     checkpoint: Option<Checkpoint>,
     entries: IndexMap<String, Entry>,
     /// Values that [`Weights::preload`] has read, by position in the checkpoint.
@@ -91,14 +92,15 @@ impl Weights {
             }
         }
         let metadata = checkpoint.metadata().clone();
-        let ready = Mutex::default();
-        Ok((Weights { path: shown, checkpoint: Some(checkpoint), entries, ready, metadata }, architecture))
+        let (layout, ready) = (Some(layout), Mutex::default());
+        Ok((Weights { path: shown, layout, checkpoint: Some(checkpoint), entries, ready, metadata }, architecture))
     }
 
     /// No tensors at all: for a model from scratch.
     pub fn none() -> Weights {
         Weights {
             path: "a new model".into(),
+            layout: None,
             checkpoint: None,
             entries: IndexMap::new(),
             ready: Mutex::default(),
@@ -109,6 +111,15 @@ impl Weights {
     /// The file's name for messages.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The names that the file has; `None` for a model from scratch.
+    pub fn layout(&self) -> Option<&'static Layout> {
+        self.layout
+    }
+
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
     }
 
     pub fn metadata(&self) -> &std::collections::BTreeMap<String, String> {

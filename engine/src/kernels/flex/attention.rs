@@ -191,8 +191,9 @@ fn forward(qkv: &FlexTensor, bias: &FlexTensor, mask: Option<&FlexTensor>, heads
     let shared = Shared::new(out.slots());
     // A head's bias serves the samples one after another.
     let pairs = log_sums.par_chunks_mut(tokens.max(1)).enumerate();
-    pairs.flat_map(|(pair, log_sums)| log_sums.par_chunks_mut(rows).enumerate().map(move |block| (pair, block))).for_each(
-        |(pair, (block, log_sums))| {
+    pairs
+        .flat_map(|(pair, log_sums)| log_sums.par_chunks_mut(rows).enumerate().map(move |block| (pair, block)))
+        .for_each(|(pair, (block, log_sums))| {
             let (head, sample, first) = (pair / batch, pair % batch, block * rows);
             let rows = log_sums.len();
             let mask = mask.map(|mask| &mask[sample * tokens..(sample + 1) * tokens]);
@@ -209,8 +210,7 @@ fn forward(qkv: &FlexTensor, bias: &FlexTensor, mask: Option<&FlexTensor>, heads
                 let to = unsafe { shared.target(start, [rows, d], [width, 1]) };
                 multiply(weights, shape.part(qkv, [sample, 0, 2, head], tokens), 1.0, false, to, Parallelism::None);
             });
-        },
-    );
+        });
     // SAFETY: samples, blocks of rows and heads cover every element.
     (tensor(unsafe { out.written() }, [batch, tokens, width]), log_sums)
 }
@@ -254,7 +254,8 @@ fn backward(
         let target = |first: usize, part: usize, rows: usize| unsafe {
             shared.target(shape.start(sample, first, part, head), [rows, d], [3 * width, 1])
         };
-        let product = |a: View, b: View, scale: f32, keep: bool, to: Target| multiply(a, b, scale, keep, to, Parallelism::None);
+        let product =
+            |a: View, b: View, scale: f32, keep: bool, to: Target| multiply(a, b, scale, keep, to, Parallelism::None);
         let [keys, content] = [1, 2].map(|part| shape.part(qkv, [sample, 0, part, head], tokens));
         with_scratch(2 * block * stride + block, |scratch| {
             for first in (0..tokens).step_by(block) {

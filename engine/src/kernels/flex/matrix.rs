@@ -19,11 +19,6 @@ impl<'a> View<'a> {
         View { values, shape, strides }
     }
 
-    /// All of a slice, row by row.
-    pub fn rows(values: &'a [f32], shape: [usize; 2]) -> View<'a> {
-        View::new(values, shape, [shape[1], 1])
-    }
-
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }

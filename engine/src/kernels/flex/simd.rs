@@ -12,6 +12,7 @@ pub const LANES: usize = 16;
 macro_rules! multiversion {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident<const $fma:ident: bool>($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
         $visibility fn $name($($argument: $type),*) {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
@@ -71,7 +72,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding 1.5·2²³ rounds to an integer, which the sum then holds in its lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; products of the first with integers under 2⁹ are exact.
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let small = x < -87.0;
     let x = if small { -87.0 } else { x };
