@@ -65,8 +65,11 @@ impl TextEncoder {
     /// # Errors
     /// As [`ImageEncoder::open`].
     pub fn open(path: &Path, options: &Options) -> Result<TextEncoder> {
-        // Texts don't mind the size of images: no position table need be resized.
-        let (weights, opened) = prepare(&Source::Checkpoint(path), &options.clone())?;
+        // Texts don't mind the size of images: no position table need be resized. It is asked for only where the
+        // checkpoint doesn't say its own.
+        let source = Source::Checkpoint(path);
+        let own = Options { image_size: None, ..options.clone() };
+        let (weights, opened) = prepare(&source, &own).or_else(|_| prepare(&source, options))?;
         require(&weights, "ifm_text_proj.fc.weight")?;
         Ok(TextEncoder { weights, opened, options: options.clone() })
     }
@@ -177,7 +180,8 @@ mod tests {
         assert!(concerns("transformer.blocks.3.attn.l.qkv.weight", Expert::L));
         assert!(concerns("transformer.blocks.3.mlp.fc1.weight", Expert::L));
         assert!(concerns("transformer.blocks.3.gamma_1", Expert::V));
-        for name in ["transformer.blocks.11.attn.vl.qkv.weight", "transformer.blocks.3.norm1.v.bias", "mlm_score.bias"] {
+        for name in ["transformer.blocks.11.attn.vl.qkv.weight", "transformer.blocks.3.norm1.v.bias", "mlm_score.bias"]
+        {
             assert!(!concerns(name, Expert::L), "{name}");
         }
     }

@@ -191,9 +191,7 @@ impl Weights {
         match (self.entries.get(name), &self.checkpoint) {
             (Some(Entry::Memory { values, .. }), _) => Ok(pick(values)),
             // Many rows are quicker read as one.
-            (Some(Entry::File { .. }), _) if rows.len() > count / 8 => {
-                Ok(pick(&self.read(name)?.unwrap_or_default()))
-            }
+            (Some(Entry::File { .. }), _) if rows.len() > count / 8 => Ok(pick(&self.read(name)?.unwrap_or_default())),
             (Some(Entry::File { tensor, .. }), Some(checkpoint)) => {
                 let (mut out, mut one) = (Vec::with_capacity(rows.len() * width), Vec::new());
                 for row in rows {
