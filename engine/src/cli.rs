@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{grams, info, probe, selftest};
+use crate::commands::{data, grams, info, probe, report, selftest};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
@@ -30,6 +30,11 @@ pub struct Cli {
 pub enum Command {
     /// Record gram matrices of a modality-specific checkpoint, for vlmerge regmean.
     Grams(grams::Args),
+    /// Build data sets from official downloads, and look into them.
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Show a run as one page: curves, configuration, metrics, samples.
+    Report(report::Args),
     /// Show devices, memory, precisions and versions.
     Info(info::Args),
     /// Run every forward pass on ready-made tensors and write features, logits and losses.

@@ -1,8 +1,10 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod data;
 pub mod grams;
 pub mod info;
 pub mod probe;
+pub mod report;
 pub mod selftest;
 
 use std::panic::{AssertUnwindSafe, UnwindSafe};
@@ -38,6 +40,8 @@ impl Context {
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
         Command::Grams(args) => grams::run(args, context),
+        Command::Data(command) => data::run(command, &decodes, context.quiet).map(Report::done),
+        Command::Report(args) => report::run(args),
         Command::Info(args) => info::run(args),
         Command::Probe(args) => probe::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
@@ -69,4 +73,9 @@ where
         }
         anyhow::bail!("it stopped at something that isn't foreseen, please report it: {reason}")
     })
+}
+
+/// What is wrong with an encoded image, if it can't be decoded.
+fn decodes(bytes: &[u8]) -> Result<(), String> {
+    engine::image::decode(bytes).map(drop).map_err(|e| e.to_string())
 }
