@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{data, grams, info, probe, report, selftest};
+use crate::commands::{data, embed, grams, info, predict, probe, report, search, selftest};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write retrieval embeddings of images and texts.
+    Embed(embed::Args),
     /// Record gram matrices of a modality-specific checkpoint, for vlmerge regmean.
     Grams(grams::Args),
     /// Build data sets from official downloads, and look into them.
@@ -37,8 +39,12 @@ pub enum Command {
     Report(report::Args),
     /// Show devices, memory, precisions and versions.
     Info(info::Args),
+    /// Answer questions about images, judge sentences about pairs of images, classify images.
+    Predict(predict::Args),
     /// Run every forward pass on ready-made tensors and write features, logits and losses.
     Probe(probe::Args),
+    /// Find the images of a folder that a text describes.
+    Search(search::Args),
     /// Compare a device with golden values and measure its speed.
     Selftest(selftest::Args),
 }
