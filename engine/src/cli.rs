@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{info, probe, selftest};
+use crate::commands::{eval, finetune, presets, info, probe, selftest};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
@@ -28,6 +28,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Train a checkpoint for a task: retrieval, VQA, NLVR2, image classification.
+    Finetune(finetune::Args),
+    /// Measure a fine-tuned checkpoint on a data set.
+    Eval(eval::Args),
+    /// List the ready configurations of finetune, or print one.
+    Presets(presets::Args),
     /// Show devices, memory, precisions and versions.
     Info(info::Args),
     /// Run every forward pass on ready-made tensors and write features, logits and losses.

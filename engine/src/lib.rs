@@ -16,6 +16,7 @@ pub mod model;
 pub mod report;
 pub mod runner;
 pub mod selftest;
+pub mod tasks;
 pub mod text;
 pub mod train;
 pub mod trainer;

@@ -1,6 +1,9 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod eval;
+pub mod finetune;
 pub mod info;
+pub mod presets;
 pub mod probe;
 pub mod selftest;
 
@@ -36,10 +39,19 @@ impl Context {
 
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
+        Command::Finetune(args) => finetune::run(args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Presets(args) => presets::run(args),
         Command::Info(args) => info::run(args),
         Command::Probe(args) => probe::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
     }
+}
+
+/// Ends the program as clap does for wrong usage.
+pub fn usage<T>(message: &str) -> Result<T> {
+    use clap::CommandFactory;
+    crate::cli::Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
