@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{eval, finetune, presets, info, probe, selftest};
+use crate::commands::{eval, finetune, grams, info, presets, probe, selftest};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
@@ -14,7 +14,7 @@ use crate::commands::{eval, finetune, presets, info, probe, selftest};
 #[command(after_help = "\
 Examples:
   engine info
-  engine probe merged.safetensors --batch batch.safetensors -o out.safetensors
+  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 -o grams.safetensors
 
 Exit status: 0 done, 1 failed, 2 wrong usage.")]
 pub struct Cli {
@@ -34,6 +34,8 @@ pub enum Command {
     Eval(eval::Args),
     /// List the ready configurations of finetune, or print one.
     Presets(presets::Args),
+    /// Record gram matrices of a modality-specific checkpoint, for vlmerge regmean.
+    Grams(grams::Args),
     /// Show devices, memory, precisions and versions.
     Info(info::Args),
     /// Run every forward pass on ready-made tensors and write features, logits and losses.

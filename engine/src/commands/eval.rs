@@ -124,7 +124,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             Ok(((*split).to_owned(), value))
         });
         let splits: serde_json::Map<String, Value> = splits.collect::<Result<_>>()?;
-        let report = json!({ "checkpoint": show_path(&args.checkpoint).to_string(), "task": task.name(), "splits": splits });
+        let report =
+            json!({ "checkpoint": show_path(&args.checkpoint).to_string(), "task": task.name(), "splits": splits });
         return Ok(Report::done(format!("{report:#}\n")));
     }
     let tables = outcomes.values().map(|(name, outcome)| format!("{name}\n{}", outcome.table()));

@@ -2,20 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
-use engine::device::{Choice, Device, Precision, cards};
-use engine::model::config::{Architecture, Attends};
-use engine::model::open::{self, Options, Source as ModelSource};
-use engine::model::training::{Optimizer, Settings};
-use engine::model::{Heads, Want};
+use anyhow::Result;
+use engine::device::{Choice, Precision};
 use engine::tasks::Task;
-use engine::train::config::{Config, ModelShape};
-use engine::train::finetune::{Finished, Ready, Setup, Sitting, Source, resume, start};
+use engine::train::config::Config;
+use engine::train::finetune::{Finished, Sitting, resume, start};
 use engine::train::fit::Outcome;
+use engine::train::interrupt::stop_flag;
+use engine::train::open;
 use engine::train::resolve::{Error, Layers};
 use engine::train::run_dir::{BEST, LAST};
-use engine::train::interrupt::stop_flag;
-use formats::layout::Part;
 use formats::show_path;
 use toml::Value;
 
@@ -102,17 +98,31 @@ pub struct Args {
 
 /// What makes a new run: all but where to run it.
 const NEW: &[&str] = &[
-    "preset", "config", "task", "data", "image_size", "batch_size", "accumulate", "lr", "epochs", "steps", "precision",
-    "seed", "merge", "set", "output", "force",
+    "preset",
+    "config",
+    "task",
+    "data",
+    "image_size",
+    "batch_size",
+    "accumulate",
+    "lr",
+    "epochs",
+    "steps",
+    "precision",
+    "seed",
+    "merge",
+    "set",
+    "output",
+    "force",
 ];
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let sitting = Sitting { quiet: context.quiet, stop: stop_flag(), vlmerge: None };
     let finished = match &args.resume {
-        Some(folder) => resume(folder, args.device, &sitting, &mut open_trainer),
+        Some(folder) => resume(folder, args.device, &sitting, &mut open::trainer),
         None => configuration(args).map_err(anyhow::Error::from).and_then(|config| {
             let folder = args.output.clone().unwrap_or_else(free_folder);
-            start(config, &folder, args.force, &sitting, &mut open_trainer)
+            start(config, &folder, args.force, &sitting, &mut open::trainer)
         }),
     };
     match finished {
@@ -191,88 +201,9 @@ fn summary(finished: &Finished) -> String {
         text += &format!("{name:<16} {:6.2}%\n", 100.0 * value);
     }
     if let Some(best) = &result.best {
-        text += &format!("best {} {:.2}% after {} updates: {folder}/{BEST}\n", best.metric, 100.0 * best.value, best.step);
+        text +=
+            &format!("best {} {:.2}% after {} updates: {folder}/{BEST}\n", best.metric, 100.0 * best.value, best.step);
     }
     text += &format!("last weights: {folder}/{LAST}\nall of it on one page: engine report {folder} -o report.html\n");
     text
-}
-
-/// The model on its device.
-fn open_trainer(setup: &Setup) -> Result<Ready> {
-    let config = &setup.config;
-    if config.activation_checkpointing {
-        bail!("activation_checkpointing is not there yet: raise accumulate to save memory");
-    }
-    let settings = Settings {
-        optimizer: Optimizer {
-            beta_1: config.beta1,
-            beta_2: config.beta2,
-            epsilon: config.epsilon,
-            weight_decay: config.weight_decay,
-            head_lr_multiplier: config.lr_mult,
-        },
-        dropout: config.text_dropout,
-        drop_path: config.drop_rate,
-        precision: config.precision,
-        seed: config.seed,
-    };
-    let mut heads = Heads::default();
-    let head = match setup.task {
-        Task::Irtr => &mut heads.irtr,
-        Task::Vqa => &mut heads.vqa,
-        Task::Nlvr2 => &mut heads.nlvr2,
-        Task::ImgCls => &mut heads.img_cls,
-    };
-    *head = Want::Make(setup.labels.max(1));
-    let options = Options {
-        device: config.device,
-        precision: config.precision,
-        image_size: setup.image_size,
-        text_len: setup.text_len,
-        ..Options::default()
-    };
-    let source = match &setup.source {
-        Source::Checkpoint(path) => ModelSource::Checkpoint(path),
-        Source::Scratch { shape, vocab_size } => {
-            let image_size = setup.image_size.unwrap_or(shape.image_size);
-            ModelSource::New(architecture(shape, image_size, setup.text_len.unwrap_or(shape.text_len), *vocab_size))
-        }
-    };
-    let (trainer, opened) = open::open_trainer(&source, heads, settings, &options).context("cannot open the model")?;
-    let precision = if config.precision == Precision::Bf16 { "bf16" } else { "f32" };
-    let card = match opened.device {
-        Device::Cuda(index) => cards().ok().and_then(|cards| cards.into_iter().nth(index)).map(|card| card.name),
-        Device::Cpu => None,
-    };
-    let card = card.map(|name| format!(" ({name})")).unwrap_or_default();
-    let notes = match setup.source {
-        Source::Checkpoint(_) => opened.lines(),
-        // That all of it is new needs no list.
-        Source::Scratch { .. } => opened.notes.clone(),
-    };
-    Ok(Ready { trainer, device: format!("{}{card}, {precision}", opened.device), notes })
-}
-
-fn architecture(shape: &ModelShape, image_size: usize, text_len: usize, vocab_size: usize) -> Architecture {
-    let variant = shape.variant;
-    let joint = variant == formats::config::Variant::LnMoe;
-    Architecture {
-        attention_experts: variant.has_experts(Part::Attention),
-        mlp_experts: variant.has_experts(Part::Mlp),
-        norm1_experts: variant.has_experts(Part::Norm1),
-        norm2_experts: variant.has_experts(Part::Norm2),
-        attends: if joint { Attends::ToAll } else { Attends::WithinModality },
-        layers: shape.layers,
-        vl_start: shape.vl_start,
-        hidden_size: shape.hidden_size,
-        heads: shape.heads,
-        mlp_hidden: shape.mlp_ratio * shape.hidden_size,
-        image_size,
-        patch_size: shape.patch_size,
-        vocab_size,
-        text_len,
-        table_text_len: text_len,
-        token_types: 2,
-        relative_positions: true,
-    }
 }

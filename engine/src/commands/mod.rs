@@ -2,6 +2,7 @@
 
 pub mod eval;
 pub mod finetune;
+pub mod grams;
 pub mod info;
 pub mod presets;
 pub mod probe;
@@ -42,6 +43,7 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
         Command::Finetune(args) => finetune::run(args, context),
         Command::Eval(args) => eval::run(args, context),
         Command::Presets(args) => presets::run(args),
+        Command::Grams(args) => grams::run(args, context),
         Command::Info(args) => info::run(args),
         Command::Probe(args) => probe::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),

@@ -5,18 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Error, Result};
-
-/// How right an answer is that this many of ten people gave: 0, 0.3, 0.6, 0.9, 1. It is the official VQA accuracy's
-/// value, averaged over all choices of nine of the ten.
-pub fn soft_score(occurrences: usize) -> f32 {
-    match occurrences {
-        0 => 0.0,
-        1 => 0.3,
-        2 => 0.6,
-        3 => 0.9,
-        _ => 1.0,
-    }
-}
+use crate::metrics::vqa::soft_score;
 
 /// The different answers with how often each was given, in order of first appearance.
 pub fn counts<'a>(answers: impl IntoIterator<Item = &'a str>) -> Vec<(&'a str, usize)> {

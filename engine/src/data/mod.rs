@@ -22,10 +22,12 @@
 pub mod answers;
 pub mod arrow;
 mod broken;
+pub mod build;
 pub mod easy_vqa;
 mod error;
 mod files;
 pub mod folder;
+pub mod inspect;
 pub mod loader;
 mod open;
 pub mod order;
@@ -161,6 +163,17 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// `index` is beyond the end, or an image that is a file of its own can't be read.
     fn example(&self, index: usize) -> Result<Example<'_>>;
+
+    /// A caption alone, with the position of its image in [`Dataset::image`]; the image isn't read.
+    ///
+    /// # Errors
+    /// `index` is beyond the end, or the task is another.
+    fn caption(&self, index: usize) -> Result<(&str, usize)> {
+        match self.example(index)? {
+            Example::Irtr { caption, image_index, .. } => Ok((caption, image_index)),
+            _ => Err(Error::Argument(format!("{} has no captions", self.name()))),
+        }
+    }
 
     /// Number of different images (of pairs, for NLVR2).
     fn images(&self) -> usize;

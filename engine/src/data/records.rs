@@ -177,6 +177,14 @@ impl Dataset for Records {
         })
     }
 
+    fn caption(&self, index: usize) -> Result<(&str, usize)> {
+        let row = self.row_of(index)?;
+        match self.facts {
+            Facts::Irtr => Ok((self.texts.get(index), row)),
+            _ => Err(Error::Argument(format!("{} has no captions", self.name))),
+        }
+    }
+
     fn images(&self) -> usize {
         self.images.len()
     }
@@ -415,7 +423,8 @@ mod tests {
         let image = set.image(0).unwrap();
         assert_eq!((image.image_id, image.captions, image.first), ("a", vec!["x", "y"], 0));
         assert_eq!(set.image(1).unwrap().first, 2);
-        assert!(set.example(3).is_err() && set.image(2).is_err());
+        assert_eq!(set.caption(2).unwrap(), ("z", 1));
+        assert!(set.example(3).is_err() && set.image(2).is_err() && set.caption(3).is_err());
     }
 
     #[test]

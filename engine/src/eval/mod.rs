@@ -13,7 +13,7 @@ pub mod nlvr2;
 pub mod vqa;
 
 use anyhow::{Result, bail};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Matrix;
@@ -76,7 +76,7 @@ impl Outcome {
     /// A table for a terminal, in percent, with a line break at its end.
     pub fn table(&self) -> String {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_NO_BORDERS);
+        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
         match self {
             // Two directions at three depths: one row each reads better than six.
             Outcome::Irtr(outcome) => {
@@ -88,7 +88,6 @@ impl Outcome {
                     let cells = [at.recall_at_1, at.recall_at_5, at.recall_at_10].map(percent);
                     table.add_row(std::iter::once(name.to_owned()).chain(cells));
                 }
-                table.add_row(["mean of the six".into(), percent(outcome.recall.mean()), String::new(), String::new()]);
             }
             _ => {
                 table.set_header(["metric", "%"]);
@@ -100,7 +99,10 @@ impl Outcome {
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let counts: Vec<String> = self.counts().iter().map(|(what, count)| format!("{count} {what}")).collect();
+        let mut counts: Vec<String> = self.counts().iter().map(|(what, count)| format!("{count} {what}")).collect();
+        if let Outcome::Irtr(outcome) = self {
+            counts.push(format!("mean of the six {}", percent(outcome.recall.mean())));
+        }
         let counts = counts.join(", ");
         match self.metrics().is_empty() {
             true => format!("No answers to compare with: {counts}\n"),

@@ -12,7 +12,7 @@ mod training;
 mod tests;
 
 pub use augment::{Operation, RandAugment};
-pub use decode::{Error, MAX_PIXELS, Result, decode, open};
+pub use decode::{Error, MAX_PIXELS, MAX_SIDE, Result, decode, open};
 pub use normalise::{evaluation, normalise_into};
 pub use resize::{Window, resize_bicubic, resize_bicubic_window};
 pub use training::Training;

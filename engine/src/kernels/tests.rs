@@ -3,7 +3,7 @@
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
-use burn::tensor::{FloatDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use burn_flex::Flex;
 
 use super::{Adamw, Backend, compose, float, prim};
@@ -305,6 +305,40 @@ fn add_scaled_agrees() {
                 },
             );
         }
+    }
+}
+
+#[test]
+fn position_bias_agrees() {
+    let (rows, columns, tokens) = (13, 6, 5);
+    let index = (0..tokens * tokens).map(|i| (i * i + 3) as i64 % rows as i64).collect::<Vec<_>>();
+    let index = Tensor::<Tracked, 1, Int>::from_data(TensorData::new(index, [tokens * tokens]), &Default::default());
+    for tracked in [true, false] {
+        // Two layers' columns of one table.
+        agree(
+            &[(rows * columns, tracked)],
+            1e-6,
+            |leaves| {
+                let table = leaves[0].clone().reshape([rows, columns]);
+                let second = super::position_bias(table.clone(), index.clone(), tokens, 4, 2);
+                super::position_bias(table, index.clone(), tokens, 1, 2) + second * 0.5
+            },
+            |leaves| {
+                let table = leaves[0].clone().reshape([rows, columns]);
+                let second = compose::position_bias(table.clone(), index.clone(), tokens, 4, 2);
+                compose::position_bias(table, index.clone(), tokens, 1, 2) + second * 0.5
+            },
+        );
+    }
+}
+
+#[test]
+fn sum_of_squares_agrees() {
+    for shape in [[1, 1], [3, 7], [300, 133]] {
+        let x: Tensor<Flex, 2> = tensor(shape, 1);
+        let exact = flat(x.clone()).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let ours = flat(super::sum_of_squares::<Flex>(prim(x)));
+        assert!((f64::from(ours[0]) - exact).abs() <= 1e-6 * exact);
     }
 }
 

@@ -29,6 +29,7 @@ enum Entry {
 /// Tensors by the model's names (those of the vl-merging layout).
 pub struct Weights {
     path: String,
+    layout: Option<&'static Layout>,
     checkpoint: Option<Checkpoint>,
     entries: IndexMap<String, Entry>,
     /// Text of the metadata that goes along: configuration, recipe, labels.
@@ -86,17 +87,33 @@ impl Weights {
             }
         }
         let metadata = checkpoint.metadata().clone();
-        Ok((Weights { path: shown, checkpoint: Some(checkpoint), entries, metadata }, architecture))
+        let layout = Some(layout);
+        Ok((Weights { path: shown, layout, checkpoint: Some(checkpoint), entries, metadata }, architecture))
     }
 
     /// No tensors at all: for a model from scratch.
     pub fn none() -> Weights {
-        Weights { path: "a new model".into(), checkpoint: None, entries: IndexMap::new(), metadata: Default::default() }
+        Weights {
+            path: "a new model".into(),
+            layout: None,
+            checkpoint: None,
+            entries: IndexMap::new(),
+            metadata: Default::default(),
+        }
     }
 
     /// The file's name for messages.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The names that the file has; `None` for a model from scratch.
+    pub fn layout(&self) -> Option<&'static Layout> {
+        self.layout
+    }
+
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
     }
 
     pub fn metadata(&self) -> &std::collections::BTreeMap<String, String> {

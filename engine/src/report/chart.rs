@@ -91,7 +91,11 @@ pub fn figure(chart: &Chart) -> String {
         let colour = format!("style=\"stroke:var(--s{})\"", at % COLOURS);
         let few = series.points.len() <= 40;
         if smooth && series.points.len() >= SMOOTHED {
-            path(&mut out, "raw", &colour, &extremes(&series.points), &x, &y);
+            if series.points.len() <= 2 * COLUMNS {
+                path(&mut out, "raw", &colour, &series.points, &x, &y);
+            } else {
+                band(&mut out, at, &series.points, &x, &y);
+            }
             path(&mut out, "curve", &colour, &extremes(&average(&series.points)), &x, &y);
         } else {
             path(&mut out, "curve", &colour, &extremes(&series.points), &x, &y);
@@ -190,23 +194,27 @@ fn extremes(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     }
     let mut out = Vec::with_capacity(3 * COLUMNS);
     for column in columns(points) {
-        let of = |better: fn(f64, f64) -> bool| {
-            let finite = column.iter().enumerate().filter(|(_, (_, value))| value.is_finite());
-            finite.reduce(|best, next| if better(next.1.1, best.1.1) { next } else { best })
-        };
-        match (of(|new, old| new < old), of(|new, old| new > old)) {
-            (Some(least), Some(largest)) => {
+        match least_and_largest(column) {
+            Some((least, largest)) => {
                 let (a, b) = if least.0 <= largest.0 { (least, largest) } else { (largest, least) };
-                out.push(*a.1);
-                if a.0 != b.0 {
-                    out.push(*b.1);
+                out.push(a);
+                if a != b {
+                    out.push(b);
                 }
             }
             // Nothing in it is finite.
-            _ => out.extend(column.first().copied()),
+            None => out.extend(column.first().copied()),
         }
     }
     out
+}
+
+/// The finite ones; `None` where there are none.
+fn least_and_largest(column: &[(f64, f64)]) -> Option<((f64, f64), (f64, f64))> {
+    let finite = || column.iter().copied().filter(|(_, value)| value.is_finite());
+    let least = finite().reduce(|best, next| if next.1 < best.1 { next } else { best })?;
+    let largest = finite().reduce(|best, next| if next.1 > best.1 { next } else { best })?;
+    Some((least, largest))
 }
 
 /// Points by equal shares of the steps they span.
@@ -216,19 +224,23 @@ fn columns(points: &[(f64, f64)]) -> impl Iterator<Item = &[(f64, f64)]> {
     points.chunk_by(move |a, b| column(a.0) == column(b.0))
 }
 
-/// Exponential, over about a fortieth of the points; values that are not finite leave it as it is.
+/// Centred, over about a fortieth of the points and fewer towards the ends, so that the curve neither lags nor leads;
+/// at the very ends a little off centre, as one value alone would stick out. Values that are not finite are left out,
+/// and stay.
 fn average(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(2.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mut add = |&(step, value): &(f64, f64)| {
-        if !value.is_finite() {
-            return (step, f64::NAN);
-        }
-        sum = sum * keep + value;
-        weight = weight * keep + 1.0;
-        (step, sum / weight)
+    let mut sums = vec![(0.0, 0.0)];
+    for (at, (_, value)) in points.iter().enumerate() {
+        let (sum, count) = sums[at];
+        sums.push(if value.is_finite() { (sum + value, count + 1.0) } else { (sum, count) });
+    }
+    let reach = points.len() / 80 + 1;
+    let mean = |(at, &(step, value)): (usize, &(f64, f64))| {
+        let last = points.len() - 1;
+        let reach = reach.min(at.min(last - at).max(reach / 6));
+        let (from, to) = (sums[at.saturating_sub(reach)], sums[(at + reach).min(last) + 1]);
+        (step, if value.is_finite() { (to.0 - from.0) / (to.1 - from.1) } else { value })
     };
-    points.iter().map(&mut add).collect()
+    points.iter().enumerate().map(mean).collect()
 }
 
 /// What a pointer over the curve reads: as drawn, one point a column.
@@ -286,6 +298,31 @@ fn path(out: &mut String, class: &str, colour: &str, points: &[(f64, f64)], x: &
         }
     }
     let _ = write!(out, "<path class=\"{class}\" {colour} d=\"{d}\"/>");
+}
+
+/// The area between the least and the largest value of each column.
+fn band(out: &mut String, series: usize, points: &[(f64, f64)], x: &Scale, y: &Scale) {
+    let mut d = String::new();
+    let mut piece: Vec<(f64, f64, f64)> = Vec::new();
+    let mut close = |piece: &mut Vec<(f64, f64, f64)>| {
+        let upper = piece.iter().map(|&(x, _, upper)| (x, upper));
+        let lower = piece.iter().rev().map(|&(x, lower, _)| (x, lower));
+        for (at, (x, y)) in upper.chain(lower).enumerate() {
+            let _ = write!(d, "{}{x:.1} {y:.1}", if at == 0 { 'M' } else { 'L' });
+        }
+        if !piece.is_empty() {
+            d.push('Z');
+        }
+        piece.clear();
+    };
+    for column in columns(points) {
+        match least_and_largest(column) {
+            Some((least, largest)) => piece.push((x.at(column[0].0), y.at(least.1), y.at(largest.1))),
+            None => close(&mut piece),
+        }
+    }
+    close(&mut piece);
+    let _ = write!(out, "<path class=\"band\" style=\"fill:var(--s{})\" d=\"{d}\"/>", series % COLOURS);
 }
 
 /// Triangles on the axis where values are not finite, no two in one place.
@@ -487,8 +524,22 @@ mod tests {
         assert!(kept.len() <= 2 * COLUMNS && kept.contains(&(54_322.0, 1e9)));
         let svg = figure(&chart(points));
         assert!(svg.len() < 60_000, "{}", svg.len());
-        assert_eq!((count(&svg, "class=\"raw\""), count(&svg, "class=\"curve\"")), (1, 1));
+        assert_eq!((count(&svg, "class=\"band\""), count(&svg, "class=\"curve\"")), (1, 1));
         assert!(svg.contains("1 value not finite, the first at step 77,778."));
+    }
+
+    #[test]
+    fn the_average_is_centred_and_leaves_out_what_is_not_finite() {
+        // 100 points: two neighbours to each side.
+        let mut points: Vec<(f64, f64)> = (0..100).map(|step| (f64::from(step), f64::from(step))).collect();
+        assert_eq!(average(&points), points);
+        points[50].1 = f64::NAN;
+        points[53].1 = 56.0;
+        let averaged = average(&points);
+        assert!(averaged[50].1.is_nan());
+        // 49, 51, 52 and 56 instead of 53; 47, 48, 49 and 51 stay as they were.
+        assert_eq!((averaged[51].1, averaged[49].1), (52.0, 48.75));
+        assert_eq!(averaged[99].1, 99.0);
     }
 
     #[test]

@@ -185,7 +185,7 @@ fn metrics(run: &RunFiles, curves: &Curves) -> String {
         return String::new();
     }
     let mut out = String::from(
-        "<div class=\"card scroll\"><table><thead><tr><th scope=\"col\">On the validation split</th>\
+        "<div class=\"card scroll narrow\"><table><thead><tr><th scope=\"col\">On the validation split</th>\
          <th scope=\"col\" class=\"n\">last</th><th scope=\"col\" class=\"n\">best</th>\
          <th scope=\"col\" class=\"n\">at step</th></tr></thead><tbody>",
     );
@@ -267,12 +267,18 @@ fn samples(run: &RunFiles, notes: &mut Vec<String>) -> String {
         return String::new();
     }
     let (mut bytes, mut lost) = (0, 0);
-    let mut out = String::from("<ul class=\"samples\">");
+    let wide = if run.samples.iter().any(|sample| sample.images.len() > 2) { " wide" } else { "" };
+    let mut out = format!("<ul class=\"samples{wide}\">");
     for sample in run.samples.iter().take(SAMPLES) {
-        out += "<li class=\"card\">";
-        out += &sample_images(run, sample, &mut bytes, &mut lost);
-        out += &sample_text(sample);
-        out += "</li>";
+        let images = sample_images(run, sample, &mut bytes, &mut lost);
+        let text = if sample.text.is_empty() {
+            String::new()
+        } else {
+            format!("<p><strong>{}</strong></p>", escape(&sample.text))
+        };
+        // A query stands above what it found, a question below what it is about.
+        let [first, second] = if sample.predictions.is_empty() { [text, images] } else { [images, text] };
+        let _ = write!(out, "<li class=\"card\">{first}{second}{}</li>", sample_answers(sample));
     }
     if run.samples.len() > SAMPLES {
         notes.push(format!("{SAMPLES} of {} samples are shown.", run.samples.len()));
@@ -309,11 +315,8 @@ fn sample_images(run: &RunFiles, sample: &Sample, bytes: &mut usize, lost: &mut 
     out + "</div>"
 }
 
-fn sample_text(sample: &Sample) -> String {
+fn sample_answers(sample: &Sample) -> String {
     let mut out = String::new();
-    if !sample.text.is_empty() {
-        let _ = write!(out, "<p><strong>{}</strong></p>", escape(&sample.text));
-    }
     if !sample.truth.is_empty() || sample.score.is_some() {
         let tag = sample.score.map(|score| {
             let (class, text) = if score >= 0.999 {
@@ -325,7 +328,10 @@ fn sample_text(sample: &Sample) -> String {
             };
             format!(" <span class=\"tag {class}\">{text}</span>")
         });
-        let truth = sample.truth.join(" · ");
+        let truth = match sample.truth.is_empty() {
+            true => String::new(),
+            false => format!("right: {}", sample.truth.join(" · ")),
+        };
         let _ = write!(out, "<p class=\"small soft\">{}{}</p>", escape(&truth), tag.unwrap_or_default());
     }
     if !sample.predictions.is_empty() {
@@ -398,6 +404,10 @@ fn flatten(before: &str, table: &toml::Table, values: &mut Vec<(String, String)>
         match value {
             toml::Value::Table(table) => flatten(&format!("{name}."), table, values),
             toml::Value::String(text) => values.push((name, text.clone())),
+            // 2e-5, as people write it.
+            toml::Value::Float(value) if *value != 0.0 && value.abs() < 1e-3 => {
+                values.push((name, format!("{value:e}")))
+            }
             other => values.push((name, other.to_string())),
         }
     }
@@ -496,7 +506,7 @@ mod tests {
         let run = RunFiles {
             folder: folder.path().to_owned(),
             name: "my <run>".into(),
-            config: Some("lr = 1e-5\n[model]\nwidth = 192\n".into()),
+            config: Some("lr = 1.5e-5\n[model]\nwidth = 192\n".into()),
             lines,
             result: Some(result),
             samples: vec![sample],
@@ -512,7 +522,8 @@ mod tests {
             "<img src=\"data:image/png;base64,iVBORw0KGgo=\"",
             "is &lt;it&gt; red?",
             "<span>no &amp; yes</span><span>75.00%</span>",
-            "<span class=\"tag bad\">wrong</span>",
+            "right: yes <span class=\"tag bad\">wrong</span>",
+            "<dt>lr</dt><dd>1.5e-5</dd>",
             "<dt>model.width</dt><dd>192</dd>",
             "<strong>interpolate</strong> <span class=\"soft\">vlmerge 0.1.0</span>",
             "<dt>ratio</dt><dd>0.5</dd>",

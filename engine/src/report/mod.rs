@@ -7,7 +7,9 @@ pub mod metrics_log;
 mod page;
 pub mod progress;
 pub mod run_files;
+pub mod run_log;
 pub mod tensorboard;
 
 pub use gallery::{Hit, gallery};
 pub use html::report;
+pub use run_log::RunLog;

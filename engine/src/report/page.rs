@@ -59,7 +59,8 @@ pub fn number(value: f64) -> String {
     }
     if !(1e-3..1e9).contains(&size) {
         let text = format!("{value:.2e}");
-        return text.replacen(".00e", "e", 1).replace('-', "−");
+        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+        return format!("{}e{exponent}", without_zeros(digits)).replace('-', "−");
     }
     if size >= 999.95 {
         let digits = format!("{size:.0}");
@@ -74,8 +75,12 @@ pub fn number(value: f64) -> String {
     }
     let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
     let text = format!("{value:.decimals$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
-    text.replace('-', "−")
+    without_zeros(&text).replace('-', "−")
+}
+
+/// Without those at the end of a fraction.
+fn without_zeros(text: &str) -> &str {
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }
 
 /// Colours have a contrast of at least 4.5:1 for text and 3:1 for lines, in both schemes.
@@ -90,7 +95,7 @@ const STYLE: &str = "
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,
 'Noto Sans','Liberation Sans',sans-serif}
 main,header,footer{max-width:1240px;margin:0 auto;padding:0 20px}
-header{padding-top:28px}footer{padding-bottom:32px;color:var(--soft);font-size:13px}
+header{padding-top:28px}footer{padding-top:24px;padding-bottom:32px;color:var(--soft);font-size:13px}
 h1{font-size:26px;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:18px;margin:36px 0 12px}h3{font-size:15px;margin:0}
 p{margin:0 0 8px}.soft{color:var(--soft)}.small{font-size:13px}
@@ -106,14 +111,15 @@ background:var(--card);vertical-align:3px}
 .tiles div{min-width:0}.tiles dt{color:var(--soft);font-size:13px}
 .tiles dd{margin:0;font-size:22px;font-weight:600;line-height:1.25;overflow-wrap:anywhere}
 .tiles dd small{display:block;font-size:13px;font-weight:400;color:var(--soft)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:16px}
+.charts{display:grid;align-items:start;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:16px}
 figure{margin:0;position:relative}
 figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline;margin-bottom:6px}
 .legend{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px;color:var(--soft);margin:0;padding:0;list-style:none}
 .legend span{display:inline-block;width:16px;height:3px;border-radius:2px;vertical-align:middle;margin-right:6px}
 svg{display:block;width:100%;height:auto}
 svg text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
-.grid{stroke:var(--line)}.base{stroke:var(--axis)}.raw{fill:none;opacity:.35;stroke-width:1}
+.grid{stroke:var(--line)}.base{stroke:var(--axis)}.raw{fill:none;opacity:.35;stroke-width:1}.band{stroke:none;opacity:.28}
+.narrow{max-width:760px}
 .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .broken{fill:var(--bad)}.cursor{stroke:var(--axis);stroke-width:1}
 .tip{position:absolute;pointer-events:none;background:var(--ink);color:var(--page);border-radius:6px;padding:4px 9px;
@@ -132,8 +138,9 @@ pre{overflow-x:auto;margin:8px 0 0}td code{overflow-wrap:anywhere}
 padding:4px 0}.pairs dt{color:var(--soft)}.pairs dd{margin:0;text-align:right;overflow-wrap:anywhere}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,270px),1fr));gap:16px;padding:0;margin:0;
 list-style:none}
-.samples .images{display:flex;gap:6px;margin-bottom:8px;flex-wrap:wrap}
-.samples .images span{flex:1 1 0;min-width:76px;font-size:12px;color:var(--soft);text-align:center}
+.samples.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr))}
+.samples .images{display:grid;gap:6px;margin-bottom:8px;grid-template-columns:repeat(auto-fit,minmax(76px,1fr))}
+.samples .images span{font-size:12px;color:var(--soft);text-align:center}
 .samples img{display:block;width:100%;height:170px;object-fit:contain;background:var(--page);border-radius:6px}
 .samples .several img{height:104px}
 .samples .right img{outline:3px solid var(--good);outline-offset:-3px}
@@ -141,7 +148,7 @@ list-style:none}
 .samples ol li{display:flex;justify-content:space-between;gap:10px;position:relative;padding:1px 6px;
 overflow-wrap:anywhere}
 .samples ol li i{position:absolute;inset:1px auto 1px 0;background:var(--s0);opacity:.16;border-radius:4px}
-.samples ol li:first-child{font-weight:600}
+.samples ol li span:last-child{white-space:nowrap}.samples ol li:first-child{font-weight:600}
 .hits{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr));gap:16px;padding:0;margin:20px 0;
 list-style:none}
 .hits img,.hits .none{display:flex;align-items:center;justify-content:center;width:100%;height:190px;object-fit:contain;
@@ -151,7 +158,7 @@ background:var(--page);border-radius:6px;color:var(--soft);font-size:13px}
 .hits .bar{flex:1;height:6px;border-radius:3px;background:var(--line);overflow:hidden}
 .hits .bar i{display:block;height:100%;background:var(--s0)}
 @media print{body{background:#fff}.card{break-inside:avoid;box-shadow:none}details{display:none}}
-@media(max-width:560px){main,header,footer{padding-left:14px;padding-right:14px}h1{font-size:22px}}
+@media(max-width:560px){main,header,footer{padding-left:14px;padding-right:14px}h1{font-size:22px}svg text{font-size:14.5px}}
 ";
 
 #[cfg(test)]
@@ -185,6 +192,7 @@ mod tests {
             (1_234_567.0, "1,234,567"),
             (2e-5, "2e−5"),
             (1.234e-5, "1.23e−5"),
+            (-1.5e-5, "−1.5e−5"),
             (3e12, "3e12"),
             (f64::NAN, "NaN"),
             (f64::NEG_INFINITY, "−∞"),

@@ -56,6 +56,29 @@ pub struct RunResult {
     pub recipe: Option<serde_json::Value>,
 }
 
+impl RunResult {
+    /// Writes `result.json`, in one go.
+    ///
+    /// # Errors
+    /// It can't be written; then an earlier one is as it was.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_json(&folder.join(RESULT), self)
+    }
+}
+
+/// Writes `samples.json`, in one go; the images are the caller's to write, before.
+///
+/// # Errors
+/// It can't be written; then an earlier one is as it was.
+pub fn write_samples(folder: &Path, samples: &[Sample]) -> Result<()> {
+    write_json(&folder.join(SAMPLES), samples)
+}
+
+fn write_json(path: &Path, value: &(impl Serialize + ?Sized)) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    Ok(formats::write::write_file(path, text.as_bytes())?)
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -218,8 +241,12 @@ mod tests {
             best: Some(Best { step: 2, metric: "vqa_score".into(), value: 0.5 }),
             ..result
         };
-        let text = serde_json::to_string(&full).unwrap();
-        assert_eq!(serde_json::from_str::<RunResult>(&text).unwrap(), full);
+        let folder = tempfile::tempdir().unwrap();
+        full.write(folder.path()).unwrap();
+        let samples = [Sample { text: "a?".into(), score: Some(0.3), ..Sample::default() }];
+        write_samples(folder.path(), &samples).unwrap();
+        let run = RunFiles::read(folder.path()).unwrap();
+        assert_eq!((run.result.unwrap(), run.samples), (full, samples.to_vec()));
     }
 
     #[test]

@@ -48,10 +48,11 @@ fn parts(batch: &TrainBatch) -> Vec<Part<'_>> {
         TrainBatch::Vqa { texts, images, targets } => {
             [text(texts).to_vec(), vec![image("image", images), matrix("vqa_targets", targets)]].concat()
         }
-        TrainBatch::Nlvr2 { texts, left, right, labels } => {
-            [text(texts).to_vec(), vec![image("image_0", left), image("image_1", right), integers("nlvr2_labels", labels)]]
-                .concat()
-        }
+        TrainBatch::Nlvr2 { texts, left, right, labels } => [
+            text(texts).to_vec(),
+            vec![image("image_0", left), image("image_1", right), integers("nlvr2_labels", labels)],
+        ]
+        .concat(),
         TrainBatch::ImgCls { images, labels } => vec![image("image", images), integers("class_label", labels)],
     }
 }

@@ -8,6 +8,7 @@ pub mod finetune;
 pub mod fit;
 pub mod interrupt;
 pub mod merge_in;
+pub mod open;
 pub mod presets;
 pub mod recorder;
 pub mod resolve;

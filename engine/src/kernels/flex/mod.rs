@@ -10,12 +10,13 @@ mod linear;
 mod matrix;
 mod memory;
 mod norm;
+mod position;
 mod residual;
 mod simd;
 
 use burn::backend::Autodiff;
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_flex::Flex;
 
@@ -101,6 +102,24 @@ impl Backend for Flex {
         prim(compose::add_scaled::<Self>(float(x), float(gamma), float(branch), keep.map(float)))
     }
 
+    fn position_bias(
+        table: FloatTensor<Self>,
+        index: IntTensor<Self>,
+        tokens: usize,
+        first: usize,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        if table.dtype() == DType::F32 && index.dtype() == DType::I64 {
+            return position::untracked(table, index, tokens, first, heads);
+        }
+        let index = Tensor::from_primitive(index);
+        prim(compose::position_bias::<Self>(float(table), index, tokens, first, heads))
+    }
+
+    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if x.dtype() == DType::F32 { norm::sum_of_squares(x) } else { compose::sum_of_squares::<Self>(x) }
+    }
+
     fn adamw(
         parameter: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -164,5 +183,19 @@ impl<C: CheckpointStrategy> Backend for Autodiff<Flex, C> {
             return residual::tracked::<C>(x, gamma, branch, keep.map(|keep| keep.primitive));
         }
         prim(compose::add_scaled::<Self>(float(x), float(gamma), float(branch), keep.map(float)))
+    }
+
+    fn position_bias(
+        table: FloatTensor<Self>,
+        index: IntTensor<Self>,
+        tokens: usize,
+        first: usize,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        if table.dtype() == DType::F32 && index.dtype() == DType::I64 {
+            return position::tracked::<C>(table, index, tokens, first, heads);
+        }
+        let index = Tensor::from_primitive(index);
+        prim(compose::position_bias::<Self>(float(table), index, tokens, first, heads))
     }
 }

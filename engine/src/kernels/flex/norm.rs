@@ -1,4 +1,4 @@
-//! Layer normalisation.
+//! Layer normalisation, and the norm of gradients.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_flex::{Flex, FlexTensor};
+use rayon::prelude::*;
 
 use super::memory::{contiguous, tensor, total, update, values};
 use super::simd::{LANES, mul_add, multiversion, sum};
@@ -83,6 +84,24 @@ multiversion! {
             }
         }
     }
+}
+
+multiversion! {
+    fn add_squares<const FMA: bool>(values: &[f32], to: &mut f32) {
+        *to += sum_by(values.len(), |i| values[i] * values[i]);
+    }
+}
+
+/// Σx², [1]; parts are summed in f64, in their order.
+pub fn sum_of_squares(x: FlexTensor) -> FlexTensor {
+    let x = contiguous(x);
+    let sums = values(&x).par_chunks(1 << 14).map(|part| {
+        let mut sum = 0.0;
+        add_squares(part, &mut sum);
+        sum
+    });
+    let sums = sums.collect::<Vec<f32>>();
+    tensor(vec![sums.into_iter().map(f64::from).sum::<f64>() as f32], [1])
 }
 
 fn forward(x: FlexTensor, gamma: &FlexTensor, beta: &FlexTensor, epsilon: f64) -> (FlexTensor, Vec<Moments>) {
