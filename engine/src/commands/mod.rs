@@ -2,9 +2,12 @@
 
 pub mod data;
 pub mod embed;
+pub mod eval;
+pub mod finetune;
 pub mod grams;
 pub mod info;
 pub mod predict;
+pub mod presets;
 pub mod probe;
 pub mod report;
 pub mod search;
@@ -59,6 +62,9 @@ pub fn threads() -> usize {
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
         Command::Embed(args) => embed::run(args, context),
+        Command::Finetune(args) => finetune::run(args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Presets(args) => presets::run(args),
         Command::Grams(args) => grams::run(args, context),
         Command::Data(command) => data::run(command, &decodes, context.quiet).map(Report::done),
         Command::Report(args) => report::run(args),
@@ -68,6 +74,12 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
         Command::Search(args) => search::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
     }
+}
+
+/// Ends the program as clap does for wrong usage.
+pub fn usage<T>(message: &str) -> Result<T> {
+    use clap::CommandFactory;
+    crate::cli::Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
