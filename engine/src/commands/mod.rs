@@ -1,10 +1,15 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod data;
 pub mod embed;
+pub mod eval;
+pub mod finetune;
 pub mod grams;
 pub mod info;
 pub mod predict;
+pub mod presets;
 pub mod probe;
+pub mod report;
 pub mod search;
 pub mod selftest;
 
@@ -62,13 +67,24 @@ pub fn rounded(value: f32) -> f64 {
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
         Command::Embed(args) => embed::run(args, context),
+        Command::Finetune(args) => finetune::run(args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Presets(args) => presets::run(args),
         Command::Grams(args) => grams::run(args, context),
+        Command::Data(command) => data::run(command, &decodes, context.quiet).map(Report::done),
+        Command::Report(args) => report::run(args),
         Command::Info(args) => info::run(args),
         Command::Predict(args) => predict::run(args, context),
         Command::Probe(args) => probe::run(args, context),
         Command::Search(args) => search::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
     }
+}
+
+/// Ends the program as clap does for wrong usage.
+pub fn usage<T>(message: &str) -> Result<T> {
+    use clap::CommandFactory;
+    crate::cli::Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
@@ -96,4 +112,9 @@ where
         }
         anyhow::bail!("it stopped at something that isn't foreseen, please report it: {reason}")
     })
+}
+
+/// What is wrong with an encoded image, if it can't be decoded.
+fn decodes(bytes: &[u8]) -> Result<(), String> {
+    engine::image::decode(bytes).map(drop).map_err(|e| e.to_string())
 }

@@ -10,7 +10,7 @@ use formats::{Dtype, TensorInfo};
 use crate::batch::{Images, Matrix, Texts, TrainBatch};
 
 /// Writes batches as safetensors, under the names that `engine probe --batch` reads: `image` (`image_0` and `image_1`
-/// for pairs), `text_ids`, `text_masks`, `targets`, `class_label`. Of several batches, the second one's names begin
+/// for pairs), `text_ids`, `text_masks`, `vqa_targets`, `nlvr2_labels`, `class_label`. Of several batches, the second one's names begin
 /// with `1.`, and so on.
 ///
 /// # Errors
@@ -46,12 +46,13 @@ fn parts(batch: &TrainBatch) -> Vec<Part<'_>> {
     match batch {
         TrainBatch::Irtr { texts, images } => [text(texts).to_vec(), vec![image("image", images)]].concat(),
         TrainBatch::Vqa { texts, images, targets } => {
-            [text(texts).to_vec(), vec![image("image", images), matrix("targets", targets)]].concat()
+            [text(texts).to_vec(), vec![image("image", images), matrix("vqa_targets", targets)]].concat()
         }
-        TrainBatch::Nlvr2 { texts, left, right, labels } => {
-            [text(texts).to_vec(), vec![image("image_0", left), image("image_1", right), integers("targets", labels)]]
-                .concat()
-        }
+        TrainBatch::Nlvr2 { texts, left, right, labels } => [
+            text(texts).to_vec(),
+            vec![image("image_0", left), image("image_1", right), integers("nlvr2_labels", labels)],
+        ]
+        .concat(),
         TrainBatch::ImgCls { images, labels } => vec![image("image", images), integers("class_label", labels)],
     }
 }
@@ -110,7 +111,7 @@ mod tests {
         assert_eq!(longs, [101, 7, 102]);
         let masks: Vec<i64> = bytemuck::pod_collect_to_vec(&values("1.text_masks").2);
         assert_eq!(masks, [1, 1, 0]);
-        assert_eq!(values("targets").1, [1, 2]);
+        assert_eq!(values("vqa_targets").1, [1, 2]);
         let pixels: Vec<f32> = bytemuck::pod_collect_to_vec(&values("1.image").2);
         assert_eq!(pixels[0], 2.0);
     }

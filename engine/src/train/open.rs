@@ -5,6 +5,8 @@ use formats::layout::Part;
 
 use super::config::{Config, ModelShape};
 use super::finetune::{Ready, Setup, Source};
+use super::resolve::Error;
+use crate::device::{Device, Precision, cards};
 use crate::model::config::Attends;
 use crate::model::open::{self, Options, open_trainer};
 use crate::model::training::{Optimizer, Settings};
@@ -17,6 +19,10 @@ use crate::tasks::Task;
 /// The device isn't there, the checkpoint can't be read or doesn't fit, the sizes make no model.
 pub fn trainer(setup: &Setup) -> Result<Ready> {
     let config = &setup.config;
+    if config.activation_checkpointing {
+        let advice = "raise accumulate, which needs less memory too";
+        return Err(Error::Usage(format!("activation_checkpointing isn't there yet: {advice}")).into());
+    }
     let options = Options {
         device: config.device,
         precision: config.precision,
@@ -31,9 +37,21 @@ pub fn trainer(setup: &Setup) -> Result<Ready> {
     let (trainer, opened) = open_trainer(&source, heads(setup.task, setup.labels), settings(config), &options)?;
     let mut notes = opened.lines();
     if matches!(source, open::Source::New(_)) {
-        notes = vec![format!("a new model of {} parameters", trainer.parameters())];
+        // That all of it is new needs no list.
+        notes = opened.notes.clone();
     }
-    Ok(Ready { trainer, device: opened.device.to_string(), notes })
+    Ok(Ready { trainer, device: in_words(opened.device, config.precision), notes })
+}
+
+/// `cuda:0 (NVIDIA H100), bf16`
+fn in_words(device: Device, precision: Precision) -> String {
+    let card = match device {
+        Device::Cuda(index) => cards().ok().and_then(|cards| cards.into_iter().nth(index)),
+        Device::Cpu => None,
+    };
+    let name = card.map(|card| format!(" ({})", card.name)).unwrap_or_default();
+    let precision = if precision == Precision::Bf16 { "bf16" } else { "f32" };
+    format!("{device}{name}, {precision}")
 }
 
 /// The heads that a task trains; what is missing is initialised.

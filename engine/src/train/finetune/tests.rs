@@ -224,7 +224,7 @@ fn a_run_that_failed_says_why() {
     assert_eq!((result.status, result.step, result.message.as_deref()), (Status::Failed, 7, Some(error.as_str())));
     let batch = formats::open(bench.path("run/bad_batch.safetensors")).unwrap();
     assert_eq!(batch.get("1.image").unwrap().shape, [4, 3, 16, 16]);
-    assert_eq!(batch.get("targets").unwrap().shape, [4, 2]);
+    assert_eq!(batch.get("vqa_targets").unwrap().shape, [4, 2]);
 }
 
 fn checkpoint(path: &Path, metadata: &[(&str, &str)]) {
