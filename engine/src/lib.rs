@@ -7,14 +7,17 @@
 pub mod batch;
 pub mod data;
 pub mod device;
+pub mod embed;
 pub mod eval;
 pub mod grams;
 pub mod image;
 pub mod kernels;
 pub mod metrics;
 pub mod model;
+pub mod predict;
 pub mod report;
 pub mod runner;
+pub mod search;
 pub mod selftest;
 pub mod tasks;
 pub mod text;

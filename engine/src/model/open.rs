@@ -161,7 +161,7 @@ pub fn open_trainer(
     }
 }
 
-fn prepare(source: &Source, options: &Options) -> Result<(Weights, Opened)> {
+pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Opened)> {
     let device = options.device.resolve().map_err(anyhow::Error::msg)?;
     let (mut weights, mut architecture) = match source {
         Source::Checkpoint(path) => Weights::open(path, options.root.as_deref(), options.image_size)?,

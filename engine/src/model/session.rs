@@ -111,7 +111,7 @@ fn matrix<B: Backend>(tensor: Tensor<B, 2>) -> Matrix {
 }
 
 /// The head is missing: the same words everywhere.
-fn no_head(task: &str, name: &str) -> anyhow::Error {
+pub(super) fn no_head(task: &str, name: &str) -> anyhow::Error {
     anyhow::anyhow!(
         "this checkpoint has no head for {task} ({name}): fine-tune it first, 'engine finetune --task {task}'"
     )

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use ::image::ExtendedColorType;
-use ::image::codecs::jpeg::JpegEncoder;
 use anyhow::Result;
 
 use super::{Detail, Evaluation, Sizes, evaluate};
@@ -113,7 +111,7 @@ fn retrieved(runner: &dyn Runner, over: &Evaluation, count: usize) -> Result<Vec
     for index in spread(over.set.images(), GALLERY) {
         let Ok(found) = over.set.image(index) else { continue };
         let (Some(&caption), Ok(decoded)) = (found.captions.first(), image::decode(&found.image)) else { continue };
-        let Some(picture) = picture(&decoded) else { continue };
+        let Some(picture) = image::thumbnail(&decoded, PICTURE) else { continue };
         let mut pixels = vec![0.0; 3 * size * size];
         image::evaluation(&decoded, size, &mut pixels);
         embeddings.extend(runner.embed_images(&Images { count: 1, size, pixels })?.values);
@@ -147,7 +145,7 @@ fn retrieved(runner: &dyn Runner, over: &Evaluation, count: usize) -> Result<Vec
 
 /// An example's images, made small; none where one is broken.
 fn pictures(set: &dyn Dataset, index: usize) -> Vec<Vec<u8>> {
-    let small = |bytes: &[u8]| image::decode(bytes).ok().as_ref().and_then(picture);
+    let small = |bytes: &[u8]| image::thumbnail(&image::decode(bytes).ok()?, PICTURE);
     let images = match set.example(index) {
         Ok(Example::Vqa { image, .. } | Example::ImgCls { image, .. } | Example::Irtr { image, .. }) => {
             vec![small(&image)]
@@ -156,16 +154,6 @@ fn pictures(set: &dyn Dataset, index: usize) -> Vec<Vec<u8>> {
         Err(_) => return Vec::new(),
     };
     images.into_iter().collect::<Option<_>>().unwrap_or_default()
-}
-
-fn picture(image: &image::Rgb) -> Option<Vec<u8>> {
-    let longer = image.width.max(image.height).max(1);
-    let side = |side: usize| (side * PICTURE.min(longer) / longer).max(1);
-    let small = image::resize_bicubic(image, side(image.width), side(image.height));
-    let mut bytes = Vec::new();
-    let (width, height) = (u32::try_from(small.width).ok()?, u32::try_from(small.height).ok()?);
-    JpegEncoder::new_with_quality(&mut bytes, 88).encode(&small.pixels, width, height, ExtendedColorType::Rgb8).ok()?;
-    Some(bytes)
 }
 
 /// One example of a data set, as a data set.
