@@ -340,6 +340,17 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Where a tensor lies in a file just as [`Checkpoint::read`] gives it, for readers that map files: the file, and the
+    /// byte at which the tensor starts. `None` for a tensor whose elements are reordered or lie elsewhere.
+    pub fn span(&self, tensor: usize) -> Option<(&Path, u64)> {
+        match &self.places[tensor] {
+            Place::File { file, start, layout: Layout::Contiguous, swap: false } => {
+                Some((&self.files[*file].path, *start))
+            }
+            _ => None,
+        }
+    }
+
     /// Reads elements `range` of a tensor as f32, converting where the tensor isn't.
     ///
     /// # Errors

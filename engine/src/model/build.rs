@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use formats::show_name;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -457,6 +457,10 @@ impl<B: Backend> Builder<'_, B> {
         match self.weights.shape(name) {
             // Rank 0 in PyTorch is one element here.
             Some(found) if found == shape || (found.is_empty() && shape.iter().product::<usize>() == 1) => {
+                if let Some(bytes) = self.weights.mapped(name) {
+                    let data = TensorData::from_bytes(bytes, shape, DType::F32);
+                    return Ok(Param::from_tensor(Tensor::from_data(data, self.device)));
+                }
                 let values = self.weights.read(name)?.unwrap_or_default();
                 Ok(self.tensor(values, shape))
             }

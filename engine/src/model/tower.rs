@@ -26,6 +26,9 @@ const HEADS: Heads =
 
 const WORDS: &str = "text_embeddings.word_embeddings.weight";
 
+/// Texts for which weights are used where they lie in the file.
+const FEW: usize = 4;
+
 /// Embeds images, with the `v` experts of a checkpoint.
 pub struct ImageEncoder(Box<dyn Runner>);
 
@@ -112,6 +115,10 @@ impl TextEncoder {
             mask.extend_from_slice(&marks[..len]);
         }
         let columns = a.hidden_size;
+        // Few texts touch each weight once or twice: a copy of all of them would take longer than the rest.
+        if texts.count <= FEW && opened.device == Device::Cpu {
+            weights.map();
+        }
         let runner = session_on(weights, &opened, &options, Expert::L)?;
         let mut out = Matrix { rows: 0, columns, values: Vec::with_capacity(texts.count * columns) };
         for (ids, mask) in ids.chunks(batch_size.max(1) * len).zip(mask.chunks(batch_size.max(1) * len)) {
@@ -145,7 +152,7 @@ fn keep_words(weights: &mut Weights, a: &mut Architecture, wanted: &BTreeSet<usi
 }
 
 fn session_on(weights: Weights, opened: &Opened, options: &Options, expert: Expert) -> Result<Box<dyn Runner>> {
-    weights.preload(|name| concerns(name, expert))?;
+    weights.preload(|name| concerns(name, expert) && weights.mapped(name).is_none())?;
     match opened.device {
         Device::Cpu => session::<Flex>(&weights, opened, options, expert, FlexDevice),
         Device::Cuda(index) => session::<Cuda>(&weights, opened, options, expert, CudaDevice::new(index)),

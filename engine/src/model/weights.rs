@@ -1,9 +1,10 @@
 //! The tensors of a checkpoint under the names that the model has for them.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use burn_backend::{AllocationProperty, Bytes};
 use formats::layout::{Buffer, Layout, Modality};
 use formats::position::resize_table;
 use formats::{Checkpoint, show_name, show_path};
@@ -37,6 +38,8 @@ pub struct Weights {
     entries: IndexMap<String, Entry>,
     /// Values that [`Weights::preload`] has read, by position in the checkpoint.
     ready: Mutex<HashMap<usize, Vec<f32>>>,
+    /// Files that [`Weights::map`] has mapped.
+    maps: HashMap<PathBuf, bytes::Bytes>,
     /// Text of the metadata that goes along: configuration, recipe, labels.
     metadata: std::collections::BTreeMap<String, String>,
 }
@@ -93,7 +96,7 @@ impl Weights {
         }
         let metadata = checkpoint.metadata().clone();
         let (layout, ready) = (Some(layout), Mutex::default());
-        Ok((Weights { path: shown, layout, checkpoint: Some(checkpoint), entries, ready, metadata }, architecture))
+        Ok((Weights { path: shown, layout, checkpoint: Some(checkpoint), entries, ready, maps: HashMap::new(), metadata }, architecture))
     }
 
     /// No tensors at all: for a model from scratch.
@@ -104,6 +107,7 @@ impl Weights {
             checkpoint: None,
             entries: IndexMap::new(),
             ready: Mutex::default(),
+            maps: HashMap::new(),
             metadata: Default::default(),
         }
     }
@@ -173,6 +177,37 @@ impl Weights {
             self.ready.lock().unwrap_or_else(PoisonError::into_inner).insert(tensor, values);
             Ok(())
         })
+    }
+
+    /// Maps the checkpoint's files into memory, for [`Weights::mapped`]; those that can't be are read as ever.
+    ///
+    /// For a model that is gone in an instant: if a file is cut while it is mapped the program dies.
+    pub fn map(&mut self) {
+        let Some(checkpoint) = &self.checkpoint else { return };
+        for path in checkpoint.paths() {
+            // SAFETY: the mapping is only read. Who changes the file meanwhile changes the weights, as with any reader.
+            let map = std::fs::File::open(path).and_then(|file| unsafe { memmap2::Mmap::map(&file) });
+            if let Ok(map) = map {
+                self.maps.insert(path.to_owned(), bytes::Bytes::from_owner(map));
+            }
+        }
+    }
+
+    /// An f32 tensor's bytes where they lie in a mapped file. `None` where they must be read.
+    pub fn mapped(&self, name: &str) -> Option<Bytes> {
+        let (Some(Entry::File { tensor, .. }), Some(checkpoint)) = (self.entries.get(name), &self.checkpoint) else {
+            return None;
+        };
+        let info = &checkpoint.tensors()[*tensor];
+        let (path, start) = checkpoint.span(*tensor)?;
+        let map = self.maps.get(path)?;
+        let start = usize::try_from(start).ok()?;
+        let end = start.checked_add(info.bytes())?;
+        let fits = info.dtype == formats::Dtype::F32 && cfg!(target_endian = "little") && end <= map.len();
+        if !fits || !map[start..].as_ptr().cast::<f32>().is_aligned() {
+            return None;
+        }
+        Some(Bytes::from_shared(map.slice(start..end), AllocationProperty::File))
     }
 
     /// Some rows of a matrix, one after another; rows may repeat.
