@@ -4,10 +4,6 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use gemm::Parallelism;
-use rayon::prelude::*;
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::amx;
 
 /// A matrix in a slice: element (i, j) lies at i·strides[0] + j·strides[1].
 #[derive(Clone, Copy)]
@@ -35,14 +31,11 @@ impl<'a> View<'a> {
 
 /// A matrix that a product is written to.
 pub struct Target<'a> {
-    pub(super) first: *mut f32,
+    first: *mut f32,
     shape: [usize; 2],
-    pub(super) strides: [usize; 2],
+    strides: [usize; 2],
     owner: PhantomData<&'a mut [MaybeUninit<f32>]>,
 }
-
-// SAFETY: a target is an exclusive borrow, and whoever writes through its pointer keeps the parts apart.
-unsafe impl Sync for Target<'_> {}
 
 impl<'a> Target<'a> {
     /// A part of `values`; [`multiply`] may keep them.
@@ -90,48 +83,11 @@ fn extent(shape: [usize; 2], strides: [usize; 2]) -> usize {
     if shape.contains(&0) { 0 } else { (shape[0] - 1) * strides[0] + (shape[1] - 1) * strides[1] + 1 }
 }
 
-/// What a product is added to.
-#[derive(Clone, Copy)]
-pub enum Start<'a> {
-    Nothing,
-    /// What the target holds.
-    Kept,
-    /// The same values in every row.
-    Row(&'a [f32]),
-}
-
-/// `scale`·a·b, added to `start`. In parallel over rows and columns, never over the sums' terms, so that the result
-/// doesn't depend on the number of threads.
-pub fn multiply(a: View, b: View, scale: f32, start: Start, to: Target, parallelism: Parallelism) {
+/// `scale`·a·b, added to what the target holds if `keep`. In parallel over rows and columns, never over the sums'
+/// terms, so that the result doesn't depend on the number of threads.
+pub fn multiply(a: View, b: View, scale: f32, keep: bool, to: Target, parallelism: Parallelism) {
     let ([m, k], [_, n]) = (a.shape, b.shape);
     assert_eq!((a.shape[1], to.shape), (b.shape[0], [m, n]), "shapes of a matrix product");
-    if let Start::Row(values) = start {
-        assert_eq!(values.len(), n, "a value for each column");
-    }
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if !matches!(parallelism, Parallelism::None)
-        && to.strides[1] == 1
-        && a.strides.contains(&1)
-        && b.strides.contains(&1)
-        && amx::pays([m, k, n])
-        && amx::available()
-    {
-        let [outer_stride, k_stride] = a.strides;
-        let left = amx::Factor { values: a.values, outer: m, k, outer_stride, k_stride };
-        let [k_stride, outer_stride] = b.strides;
-        let right = amx::Factor { values: b.values, outer: n, k, outer_stride, k_stride };
-        // SAFETY: `Target` checked that its elements lie within its slice, which is exclusively borrowed, and whoever
-        // made it vouches for the values to keep.
-        return unsafe { amx::multiply(left, right, scale, start, &to) };
-    }
-    let keep = match start {
-        Start::Nothing => false,
-        Start::Kept => true,
-        Start::Row(values) => {
-            fill(values, &to);
-            true
-        }
-    };
     let [a_rows, a_columns] = a.strides.map(|stride| stride as isize);
     let [b_rows, b_columns] = b.strides.map(|stride| stride as isize);
     let [to_rows, to_columns] = to.strides.map(|stride| stride as isize);
@@ -160,14 +116,4 @@ pub fn multiply(a: View, b: View, scale: f32, start: Start, to: Target, parallel
             parallelism,
         );
     }
-}
-
-/// Writes `values` to every row.
-fn fill(values: &[f32], to: &Target) {
-    (0..to.shape[0]).into_par_iter().with_min_len(64).for_each(|row| {
-        for (column, value) in values.iter().enumerate() {
-            // SAFETY: an element of the target, which checked that they all lie within its slice; a task has its rows.
-            unsafe { to.first.add(row * to.strides[0] + column * to.strides[1]).write(*value) };
-        }
-    });
 }
