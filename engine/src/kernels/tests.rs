@@ -157,6 +157,60 @@ fn linear_takes_strides_and_adds_up_uses() {
     );
 }
 
+/// Products that run in parallel, in every order of the factors' strides.
+#[test]
+fn large_products_agree() {
+    let (rows, input, output) = (197, 331, 270);
+    let inputs = [(rows * input, true), (output * input, true), (output, true)];
+    for x_first in [true, false] {
+        for weight_first in [true, false] {
+            let arguments = |leaves: &[Tensor<Tracked, 1>]| {
+                let x = leaves[0].clone();
+                let x = if x_first { x.reshape([rows, input]) } else { x.reshape([input, rows]).transpose() };
+                let weight = leaves[1].clone();
+                let weight = if weight_first {
+                    weight.reshape([output, input])
+                } else {
+                    weight.reshape([input, output]).transpose()
+                };
+                (x, weight, leaves[2].clone())
+            };
+            agree(
+                &inputs,
+                2e-6,
+                |leaves| {
+                    let (x, weight, bias) = arguments(leaves);
+                    let out = super::linear(x.clone(), weight.clone(), Some(bias));
+                    out + super::linear(x, weight, None) * 0.5
+                },
+                |leaves| {
+                    let (x, weight, bias) = arguments(leaves);
+                    let out = compose::linear(x.clone(), weight.clone(), Some(bias));
+                    out + compose::linear(x, weight, None) * 0.5
+                },
+            );
+        }
+    }
+}
+
+/// In f64, to the accuracy that f32's own products have.
+#[test]
+fn large_products_are_as_exact_as_f32() {
+    let (rows, input, output) = (130, 700, 100);
+    let x: Tensor<Flex, 2> = tensor([rows, input], 1);
+    let weight: Tensor<Flex, 2> = tensor([output, input], 2);
+    let (a, b) = (flat(x.clone()), flat(weight.clone()));
+    let ours = flat(super::linear(x, weight, None));
+    for i in 0..rows {
+        for j in 0..output {
+            let terms = || (0..input).map(|k| f64::from(a[i * input + k]) * f64::from(b[j * input + k]));
+            let (exact, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+            let error = (f64::from(ours[i * output + j]) - exact).abs();
+            assert!(error <= 1e-6 * size, "({i}, {j}) is off by {error:e} of {size}");
+        }
+    }
+}
+
 fn attention_agrees(shape: [usize; 4], tracked: [bool; 2], masked: bool) {
     let [batch, tokens, heads, d] = shape;
     let mask = masked.then(|| {
