@@ -6,15 +6,18 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{info, probe, selftest};
+use crate::commands::{data, embed, eval, finetune, grams, info, predict, presets, probe, report, search, selftest};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
 #[command(name = "engine", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
-  engine info
-  engine probe merged.safetensors --batch batch.safetensors -o out.safetensors
+  engine finetune merged.safetensors --preset vqa-base-480 --data arrows/ -o runs/vqa
+  engine eval runs/vqa/best.safetensors --task vqa --data arrows/
+  engine predict vqa runs/vqa/best.safetensors --image cat.jpg --question \"what colour is the cat?\"
+  engine search merged.safetensors --images photos/ --query \"a dog on a beach\"
+  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 -o grams.safetensors
 
 Exit status: 0 done, 1 failed, 2 wrong usage.")]
 pub struct Cli {
@@ -28,10 +31,29 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write retrieval embeddings of images and texts.
+    Embed(embed::Args),
+    /// Train a checkpoint for a task: retrieval, VQA, NLVR2, image classification.
+    Finetune(finetune::Args),
+    /// Measure a fine-tuned checkpoint on a data set.
+    Eval(eval::Args),
+    /// List the ready configurations of finetune, or print one.
+    Presets(presets::Args),
+    /// Record gram matrices of a modality-specific checkpoint, for vlmerge regmean.
+    Grams(grams::Args),
+    /// Build data sets from official downloads, and look into them.
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Show a run as one page: curves, configuration, metrics, samples.
+    Report(report::Args),
     /// Show devices, memory, precisions and versions.
     Info(info::Args),
+    /// Answer questions about images, judge sentences about pairs of images, classify images.
+    Predict(predict::Args),
     /// Run every forward pass on ready-made tensors and write features, logits and losses.
     Probe(probe::Args),
+    /// Find the images of a folder that a text describes.
+    Search(search::Args),
     /// Compare a device with golden values and measure its speed.
     Selftest(selftest::Args),
 }

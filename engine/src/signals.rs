@@ -1,11 +1,6 @@
 //! What signals do: an interrupted command cleans up, and a file that grows too large is an error like others.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use crate::say;
-
-/// Whether a command handles interrupts itself, as training does.
-static HANDLED: AtomicBool = AtomicBool::new(false);
 
 /// To be called once, before any file is written.
 pub fn prepare() {
@@ -15,7 +10,7 @@ pub fn prepare() {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
     let handler = ctrlc::set_handler(|| {
-        if HANDLED.load(Ordering::SeqCst) {
+        if engine::train::interrupt::heard() {
             return;
         }
         formats::write::remove_unfinished();

@@ -1,7 +1,16 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod data;
+pub mod embed;
+pub mod eval;
+pub mod finetune;
+pub mod grams;
 pub mod info;
+pub mod predict;
+pub mod presets;
 pub mod probe;
+pub mod report;
+pub mod search;
 pub mod selftest;
 
 use std::panic::{AssertUnwindSafe, UnwindSafe};
@@ -9,6 +18,7 @@ use std::sync::Mutex;
 
 use anyhow::Result;
 use engine::model::open::Opened;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Report;
 use crate::cli::Command;
@@ -26,6 +36,16 @@ impl Context {
         }
     }
 
+    /// A bar of `count` steps, drawn where someone watches.
+    pub fn bar(&self, what: &'static str, count: usize) -> ProgressBar {
+        // indicatif draws nothing by itself where stderr is no terminal.
+        let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(count as u64) };
+        match ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {per_sec} {eta}") {
+            Ok(style) => bar.with_style(style).with_message(what),
+            Err(_) => bar,
+        }
+    }
+
     /// Says on which device a checkpoint runs and how it fits.
     pub fn opened(&self, opened: &Opened) {
         for line in opened.lines() {
@@ -34,12 +54,32 @@ impl Context {
     }
 }
 
+/// As many threads as there are cores.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
+        Command::Embed(args) => embed::run(args, context),
+        Command::Finetune(args) => finetune::run(args, context),
+        Command::Eval(args) => eval::run(args, context),
+        Command::Presets(args) => presets::run(args),
+        Command::Grams(args) => grams::run(args, context),
+        Command::Data(command) => data::run(command, &decodes, context.quiet).map(Report::done),
+        Command::Report(args) => report::run(args),
         Command::Info(args) => info::run(args),
+        Command::Predict(args) => predict::run(args, context),
         Command::Probe(args) => probe::run(args, context),
+        Command::Search(args) => search::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
     }
+}
+
+/// Ends the program as clap does for wrong usage.
+pub fn usage<T>(message: &str) -> Result<T> {
+    use clap::CommandFactory;
+    crate::cli::Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
@@ -67,4 +107,9 @@ where
         }
         anyhow::bail!("it stopped at something that isn't foreseen, please report it: {reason}")
     })
+}
+
+/// What is wrong with an encoded image, if it can't be decoded.
+fn decodes(bytes: &[u8]) -> Result<(), String> {
+    engine::image::decode(bytes).map(drop).map_err(|e| e.to_string())
 }

@@ -13,6 +13,9 @@ use super::Rgb;
 /// any size.
 pub const MAX_PIXELS: u64 = 2 * 89_478_485;
 
+/// Nor a side longer than this: resizing needs room in proportion to it.
+pub const MAX_SIDE: u32 = 1 << 20;
+
 /// A file longer than this is no image: uncompressed, [`MAX_PIXELS`] fit in it.
 const MAX_FILE: u64 = 1 << 30;
 
@@ -31,7 +34,7 @@ pub enum Error {
     Empty,
     #[error("not a JPEG, PNG, WebP, GIF or BMP image")]
     Unknown,
-    #[error("{width}×{height} pixels, at most {MAX_PIXELS} are read; make the image smaller")]
+    #[error("{width}×{height} pixels; at most {MAX_PIXELS} are read, {MAX_SIDE} along a side; make the image smaller")]
     TooLarge { width: u32, height: u32 },
     #[error("longer than {} MiB; make the image smaller", MAX_FILE >> 20)]
     TooLong,
@@ -58,11 +61,11 @@ pub fn open(path: impl AsRef<Path>) -> Result<Rgb> {
 ///
 /// As Pillow does: transparency is dropped, not blended; of an animation it's the first frame; a camera's orientation
 /// mark is not applied; of 16 bits a sample the upper 8 are kept, save in grey images without transparency, whose
-/// values are cut off at 255; CMYK is naïve, (1 − c)(1 − k), without colour profiles. PNG, GIF and BMP give Pillow's
-/// bytes; JPEG and WebP differ from them by a rounding here and there.
+/// values are cut off at 255; CMYK is naïve, (1 − c)(1 − k), without colour profiles. PNG, WebP, GIF and BMP give Pillow's
+/// bytes; JPEG differs by a rounding here and there, and by more where halved colour meets the right and lower edges.
 ///
 /// # Errors
-/// [`Error`] when the bytes are no such image, broken, cut short, or too large ([`MAX_PIXELS`]). As in Pillow, damage
+/// [`Error`] when the bytes are no such image, broken, cut short, or too large ([`MAX_PIXELS`], [`MAX_SIDE`]). As in Pillow, damage
 /// that leaves a JPEG's structure whole isn't seen.
 pub fn decode(bytes: &[u8]) -> Result<Rgb> {
     if bytes.is_empty() {
@@ -83,6 +86,7 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb> {
     }
     pixels(bytes, format).map_err(|failure| match failure {
         Failure::TooLarge { width, height } => Error::TooLarge { width, height },
+        Failure::NoPixels => Error::Broken { format: name, reason: "no pixels".into() },
         Failure::Decoder(ImageError::Limits(_)) => Error::TooMuchMemory,
         Failure::Decoder(ImageError::Decoding(error)) => {
             let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
@@ -97,6 +101,7 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb> {
 
 enum Failure {
     TooLarge { width: u32, height: u32 },
+    NoPixels,
     Decoder(ImageError),
 }
 
@@ -114,8 +119,11 @@ fn pixels(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Failure> {
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     let count = u64::from(width) * u64::from(height);
-    if count == 0 || count > MAX_PIXELS {
+    if count > MAX_PIXELS || width.max(height) > MAX_SIDE {
         return Err(Failure::TooLarge { width, height });
+    }
+    if count == 0 {
+        return Err(Failure::NoPixels);
     }
     limits.reserve(decoder.total_bytes())?;
     decoder.set_limits(limits)?;

@@ -6,15 +6,17 @@ mod augment;
 mod decode;
 mod normalise;
 mod resize;
+mod thumbnail;
 mod training;
 
 #[cfg(test)]
 mod tests;
 
 pub use augment::{Operation, RandAugment};
-pub use decode::{Error, MAX_PIXELS, Result, decode, open};
+pub use decode::{Error, MAX_PIXELS, MAX_SIDE, Result, decode, open};
 pub use normalise::{evaluation, normalise_into};
 pub use resize::{Window, resize_bicubic, resize_bicubic_window};
+pub use thumbnail::thumbnail;
 pub use training::Training;
 
 /// An image of 8-bit red, green and blue.

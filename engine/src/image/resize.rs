@@ -43,7 +43,7 @@ pub fn resize_bicubic_window(image: &Rgb, window: Window, width: usize, height: 
     if width == window.width {
         return to_height(&rows, height);
     }
-    // Pillow since 10: the other order for a thin strip, which would become a huge image in between.
+    // As Pillow: the other order for a thin strip, which would become a huge image in between.
     if rows.len() > 100 * window.width && height < rows.len() {
         return resize_bicubic(&to_height(&rows, height), width, height);
     }
@@ -131,6 +131,28 @@ fn to_sample(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
+/// Samples summed at a time, in vector registers.
+const BLOCK: usize = 32;
+
+/// The weighted sum of as many blocks as there are weights: of each of `rows` the [`BLOCK`] samples from `at` on.
+///
+/// Rows behind pointers, in both passes: were blocks neighbours in memory, the compiler would take several of them at
+/// a time and transpose.
+#[inline(always)]
+fn sum(rows: &[&[u8]], at: usize, weights: &[i32]) -> [u8; BLOCK] {
+    let mut sums = [HALF; BLOCK];
+    for (row, &weight) in rows.iter().zip(weights) {
+        for (sum, &sample) in sums.iter_mut().zip(&row[at..at + BLOCK]) {
+            *sum += i32::from(sample) * weight;
+        }
+    }
+    let mut samples = [0; BLOCK];
+    for (sample, sum) in samples.iter_mut().zip(sums) {
+        *sample = to_sample(sum);
+    }
+    samples
+}
+
 /// Runs `$body` compiled for AVX2 where the CPU has it: the same arithmetic, twice the lanes and a 32-bit product.
 macro_rules! with_avx2 {
     ($name:ident, $body:ident) => {
@@ -154,41 +176,28 @@ macro_rules! with_avx2 {
 with_avx2!(along_rows, along_rows_generic);
 with_avx2!(along_columns, along_columns_generic);
 
-/// Rows resized together: each fills one lane of a vector register.
-const LANES: usize = 16;
+/// Rows resized together: a block is one pixel of each, padded to four bytes.
+const ROWS: usize = BLOCK / 4;
 
 /// Resizes each of `rows` (RGB, all of one length) to the weights' length; `out` is [rows, output, 3].
 #[inline(always)]
 fn along_rows_generic(rows: &[&[u8]], weights: &Weights, out: &mut [u8]) {
     let stride = weights.spans.len() * 3;
-    let mut columns: Vec<[u8; LANES]> = vec![[0; LANES]; rows[0].len()];
-    for (rows, out) in rows.chunks(LANES).zip(out.chunks_mut(LANES * stride)) {
-        if let Ok(rows) = <&[&[u8]; LANES]>::try_from(rows) {
-            let rows = rows.map(|row| &row[..columns.len()]);
-            for (at, column) in columns.iter_mut().enumerate() {
-                *column = std::array::from_fn(|lane| rows[lane][at]);
-            }
-        } else {
-            for (lane, row) in rows.iter().enumerate() {
-                for (column, &value) in columns.iter_mut().zip(*row) {
-                    column[lane] = value;
-                }
+    let mut pixels = vec![[0; BLOCK]; rows[0].len() / 3];
+    let mut resized = vec![[0; BLOCK]; weights.spans.len()];
+    for (rows, out) in rows.chunks(ROWS).zip(out.chunks_mut(ROWS * stride)) {
+        for (at, row) in rows.iter().enumerate() {
+            for (block, pixel) in pixels.iter_mut().zip(row.as_chunks::<3>().0) {
+                block[4 * at..4 * at + 3].copy_from_slice(pixel);
             }
         }
-        for (sample, (first, weights)) in weights.iter().enumerate() {
-            let mut sums = [[HALF; LANES]; 3];
-            let pixels = columns[first * 3..(first + weights.len()) * 3].chunks_exact(3);
-            for (pixel, &weight) in pixels.zip(weights) {
-                for (sums, column) in sums.iter_mut().zip(pixel) {
-                    for (sum, &value) in sums.iter_mut().zip(column) {
-                        *sum += i32::from(value) * weight;
-                    }
-                }
-            }
-            for (lane, row) in out.chunks_exact_mut(stride).enumerate() {
-                for (out, sums) in row[sample * 3..sample * 3 + 3].iter_mut().zip(&sums) {
-                    *out = to_sample(sums[lane]);
-                }
+        let blocks: Vec<&[u8]> = pixels.iter().map(|block| block.as_slice()).collect();
+        for (block, (first, weights)) in resized.iter_mut().zip(weights.iter()) {
+            *block = sum(&blocks[first..first + weights.len()], 0, weights);
+        }
+        for (at, row) in out.chunks_exact_mut(stride).enumerate() {
+            for (block, pixel) in resized.iter().zip(row.as_chunks_mut::<3>().0) {
+                pixel.copy_from_slice(&block[4 * at..4 * at + 3]);
             }
         }
     }
@@ -200,22 +209,57 @@ fn along_columns_generic(rows: &[&[u8]], weights: &Weights, out: &mut [u8]) {
     let stride = rows[0].len();
     for (out, (first, weights)) in out.chunks_exact_mut(stride).zip(weights.iter()) {
         let rows = &rows[first..first + weights.len()];
-        const BLOCK: usize = 32;
-        let blocks = stride / BLOCK * BLOCK;
-        for at in (0..blocks).step_by(BLOCK) {
-            let mut sums = [HALF; BLOCK];
-            for (row, &weight) in rows.iter().zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(&row[at..at + BLOCK]) {
-                    *sum += i32::from(value) * weight;
-                }
-            }
-            for (out, &sum) in out[at..at + BLOCK].iter_mut().zip(&sums) {
-                *out = to_sample(sum);
+        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+        let start = blocks.len() * BLOCK;
+        for (index, block) in blocks.iter_mut().enumerate() {
+            *block = sum(rows, index * BLOCK, weights);
+        }
+        for (at, out) in rest.iter_mut().enumerate() {
+            let sum = rows.iter().zip(weights).fold(HALF, |sum, (row, &w)| sum + i32::from(row[start + at]) * w);
+            *out = to_sample(sum);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hand_checked() {
+        let pair = Rgb { width: 2, height: 1, pixels: vec![0, 10, 255, 255, 30, 255] };
+        assert_eq!(resize_bicubic(&pair, 1, 1).pixels, [128, 20, 255], "the mean, ½ rounded up");
+        assert_eq!(resize_bicubic(&pair, 2, 1), pair, "nothing to do");
+        assert_eq!(resize_bicubic(&Rgb::filled(7, 5, [0, 77, 255]), 31, 2), Rgb::filled(31, 2, [0, 77, 255]));
+    }
+
+    #[test]
+    fn weights_sum_to_one() {
+        for (input, output) in [(1, 9), (9, 1), (640, 224), (3, 224), (20_000, 7)] {
+            for (first, weights) in Weights::new(input, output).iter() {
+                assert!(!weights.is_empty() && first + weights.len() <= input, "{input} to {output}");
+                let sum: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
+                assert!((sum - (1 << PRECISION)).abs() <= weights.len() as i64, "{input} to {output}: {sum}");
             }
         }
-        for (at, out) in out.iter_mut().enumerate().skip(blocks) {
-            let sum = rows.iter().zip(weights).fold(HALF, |sum, (row, &weight)| sum + i32::from(row[at]) * weight);
-            *out = to_sample(sum);
+    }
+
+    /// What a CPU without AVX2 computes; on one with it, nothing else runs this.
+    #[test]
+    fn both_instruction_sets_agree() {
+        let rows: Vec<Vec<u8>> = (0..11).map(|y| (0..57).map(|x| (x * x * 7 + y * 91) as u8).collect()).collect();
+        let rows: Vec<&[u8]> = rows.iter().map(|row| row.as_slice()).collect();
+        for size in [1, 6, 19, 40] {
+            let weights = Weights::new(19, size);
+            let mut out = [vec![0; 11 * size * 3], vec![0; 11 * size * 3]];
+            along_rows(&rows, &weights, &mut out[0]);
+            along_rows_generic(&rows, &weights, &mut out[1]);
+            assert_eq!(out[0], out[1]);
+            let weights = Weights::new(11, size);
+            let mut out = [vec![0; size * 57], vec![0; size * 57]];
+            along_columns(&rows, &weights, &mut out[0]);
+            along_columns_generic(&rows, &weights, &mut out[1]);
+            assert_eq!(out[0], out[1]);
         }
     }
 }

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::config::Architecture;
 use super::layers::{
-    Attention, Classifier, Embedding, Experts, LayerNorm, Linear, MlmHead, Mlp, Pooler, Projection, Transform,
+    Attention, Classifier, Embedding, Expert, Experts, LayerNorm, Linear, MlmHead, Mlp, Pooler, Projection, Transform,
 };
 use super::transformer::{Block, Convolution, PatchEmbed, TextEmbeddings, Transformer, VlModel};
 use super::weights::{LoadError, Weights};
@@ -47,6 +47,16 @@ impl Heads {
         img_cls: Want::IfPresent,
         pretraining: Want::IfPresent,
     };
+}
+
+/// How much of a checkpoint a model is built from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// Everything.
+    #[default]
+    Whole,
+    /// One modality's experts, which then stand for all: what a text alone, or an image alone, runs through.
+    Only(Expert),
 }
 
 /// What came of loading.
@@ -93,9 +103,26 @@ pub fn build<B: Backend>(
     scratch: bool,
     device: &B::Device,
 ) -> Result<(VlModel<B>, LoadReport), LoadError> {
+    build_extent(weights, a, heads, Extent::Whole, seed, scratch, device)
+}
+
+/// As [`build`], of as much of the checkpoint as `extent` says.
+///
+/// # Errors
+/// As [`build`].
+pub(super) fn build_extent<B: Backend>(
+    weights: &Weights,
+    a: &Architecture,
+    heads: Heads,
+    extent: Extent,
+    seed: u64,
+    scratch: bool,
+    device: &B::Device,
+) -> Result<(VlModel<B>, LoadReport), LoadError> {
     let mut builder = Builder::<B> {
         weights,
         device,
+        extent,
         seed,
         scratch,
         used: Default::default(),
@@ -118,6 +145,7 @@ enum Init {
 struct Builder<'a, B: BurnBackend> {
     weights: &'a Weights,
     device: &'a B::Device,
+    extent: Extent,
     seed: u64,
     scratch: bool,
     used: std::collections::HashSet<String>,
@@ -257,6 +285,9 @@ impl<B: Backend> Builder<'_, B> {
     ) -> Result<Experts<B, M>, LoadError> {
         if !separate {
             return Ok(Experts::shared(part(self, name)?));
+        }
+        if let Extent::Only(expert) = self.extent {
+            return Ok(Experts::shared(part(self, &format!("{name}.{}", expert.name()))?));
         }
         let mut of = |modality: &str| part(self, &format!("{name}.{modality}"));
         Ok(Experts::of(of("v")?, of("l")?, if vl { Some(of("vl")?) } else { None }))

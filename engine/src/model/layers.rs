@@ -182,11 +182,13 @@ pub struct Classifier<B: BurnBackend> {
 }
 
 impl<B: Backend> Classifier<B> {
+    /// In f32.
+    ///
     /// - x: [batch, d_input]
     /// - output: [batch, labels]
-    pub fn forward(&self, x: Tensor<B, 2>, precision: Precision) -> Tensor<B, 2> {
-        let hidden = self._1.forward(self._0.forward(x, precision).cast(FloatDType::F32));
-        self._3.forward(kernels::gelu(hidden), precision).cast(FloatDType::F32)
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let hidden = self._1.forward(self._0.forward(x, Precision::F32));
+        self._3.forward(kernels::gelu(hidden), Precision::F32)
     }
 }
 

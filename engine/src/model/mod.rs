@@ -12,6 +12,7 @@ pub mod position;
 pub mod probe;
 pub mod save;
 pub mod session;
+pub mod tower;
 pub mod training;
 pub mod transformer;
 pub mod weights;

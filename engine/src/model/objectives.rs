@@ -1,8 +1,8 @@
-//! What the tasks make of the transformer's output, and their losses; all in f32.
+//! What the tasks make of the transformer's output, and their losses; all in f32, whatever the transformer's precision.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 use super::layers::{Pooler, Projection};
 use super::transformer::VlModel;
@@ -26,14 +26,14 @@ impl<B: Backend> VlModel<B> {
     ///
     /// - hidden: [batch, tokens, D]
     /// - output: [batch, D]
-    pub fn embedding(&self, hidden: Tensor<B, 3>, projection: &Projection<B>, precision: Precision) -> Tensor<B, 2> {
+    pub fn embedding(&self, hidden: Tensor<B, 3>, projection: &Projection<B>) -> Tensor<B, 2> {
         let token = self.norm(first(hidden));
-        unit(projection.fc.forward(token, precision).cast(FloatDType::F32))
+        unit(projection.fc.forward(token, Precision::F32))
     }
 
     /// What classifiers of a joint input take: tanh of a linear map of the first token, [batch, D].
-    pub fn pooled(&self, hidden: Tensor<B, 3>, pooler: &Pooler<B>, precision: Precision) -> Tensor<B, 2> {
-        pooler.dense.forward(self.norm(first(hidden)), precision).cast(FloatDType::F32).tanh()
+    pub fn pooled(&self, hidden: Tensor<B, 3>, pooler: &Pooler<B>) -> Tensor<B, 2> {
+        pooler.dense.forward(self.norm(first(hidden)), Precision::F32).tanh()
     }
 
     /// What the image classifier takes: the mean of all tokens, [batch, D].

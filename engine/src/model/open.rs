@@ -7,6 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn_cuda::{Cuda, CudaDevice};
 use burn_flex::{Flex, FlexDevice};
+use formats::layout::Layout;
 
 use super::build::{Heads, LoadReport, build};
 use super::config::Architecture;
@@ -49,6 +50,8 @@ pub struct Opened {
     pub load: LoadReport,
     /// What was changed on the way in, in words.
     pub notes: Vec<String>,
+    /// The names that the checkpoint has; `None` for a model from scratch.
+    pub layout: Option<&'static Layout>,
     /// The checkpoint's metadata: recipe, configuration, labels.
     pub metadata: std::collections::BTreeMap<String, String>,
 }
@@ -158,7 +161,7 @@ pub fn open_trainer(
     }
 }
 
-fn prepare(source: &Source, options: &Options) -> Result<(Weights, Opened)> {
+pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Opened)> {
     let device = options.device.resolve().map_err(anyhow::Error::msg)?;
     let (mut weights, mut architecture) = match source {
         Source::Checkpoint(path) => Weights::open(path, options.root.as_deref(), options.image_size)?,
@@ -169,7 +172,8 @@ fn prepare(source: &Source, options: &Options) -> Result<(Weights, Opened)> {
     }
     let notes = weights.fit(&mut architecture, options.image_size, options.text_len)?;
     let metadata = weights.metadata().clone();
-    Ok((weights, Opened { device, architecture, load: LoadReport::default(), notes, metadata }))
+    let layout = weights.layout();
+    Ok((weights, Opened { device, architecture, load: LoadReport::default(), notes, layout, metadata }))
 }
 
 fn add_heads(weights: &mut Weights, a: &mut Architecture, path: &Path, task: Option<&str>) -> Result<()> {

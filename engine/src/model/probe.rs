@@ -2,13 +2,14 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::{FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::objectives::{binary_cross_entropy, contrastive, cross_entropy, similarities};
 use super::save::{HostTensor, stored, values};
 use super::session::Session;
 use super::transformer::Pass;
 use crate::batch::{Images, Matrix, Texts};
+use crate::device::Precision;
 use crate::kernels::Backend;
 
 /// The tensors to run on. What isn't there is left out of the results.
@@ -52,14 +53,14 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
         let hidden = m.text(text, s.text_bias(), a, &mut pass());
         put("text.raw_cls_feats", stored(super::objectives::first(hidden.last.clone())));
         if let Some(head) = &m.ifm_text_proj {
-            let embedding = m.embedding(hidden.last, head, precision);
+            let embedding = m.embedding(hidden.last, head);
             put("text.cls_feats", stored(embedding.clone()));
             text_embedding = Some(embedding);
         }
         if let Some(head) = &m.ifm_vl_text_proj {
             let mask = Some(text.mask.clone());
             let hidden = m.through_vl(hidden.at_vl_start, mask, s.text_bias(), a, &mut pass());
-            let embedding = m.embedding(hidden, head, precision);
+            let embedding = m.embedding(hidden, head);
             put("ifm.text.cls_vlffn_feats", stored(embedding.clone()));
             vl_embeddings.0 = Some(embedding);
         }
@@ -68,18 +69,18 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
         let hidden = m.image(image.clone(), s.image_bias(), a, &mut pass());
         put("image.raw_cls_feats", stored(super::objectives::first(hidden.last.clone())));
         if let Some(head) = &m.ifm_image_proj {
-            let embedding = m.embedding(hidden.last.clone(), head, precision);
+            let embedding = m.embedding(hidden.last.clone(), head);
             put("image.cls_feats", stored(embedding.clone()));
             image_embedding = Some(embedding);
         }
         if let Some(head) = &m.ifm_vl_image_proj {
             let hidden = m.through_vl(hidden.at_vl_start, None, s.image_bias(), a, &mut pass());
-            let embedding = m.embedding(hidden, head, precision);
+            let embedding = m.embedding(hidden, head);
             put("ifm.image.cls_vlffn_feats", stored(embedding.clone()));
             vl_embeddings.1 = Some(embedding);
         }
         if let Some(head) = &m.img_cls_classifier {
-            let logits = head.forward(m.mean_token(hidden.last), precision).cast(FloatDType::F32);
+            let logits = head.forward(m.mean_token(hidden.last), Precision::F32);
             put("logits.img_cls", stored(logits.clone()));
             if let Some(labels) = &batch.class_labels {
                 put("loss.img_cls", scalar(cross_entropy(logits, ids(labels, &device))));
@@ -106,13 +107,13 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
         put("vl.text_feats", stored(normal.clone().narrow(1, 0, length)));
         put("vl.image_feats", stored(normal.narrow(1, length, tokens - length)));
         if let Some(pooler) = &m.pooler {
-            let pooled = m.pooled(hidden, pooler, precision);
+            let pooled = m.pooled(hidden, pooler);
             put("vl.cls_feats", stored(pooled.clone()));
             if let Some(head) = &m.itm_score {
-                put("logits.itm", stored(head.fc.forward(pooled.clone(), precision).cast(FloatDType::F32)));
+                put("logits.itm", stored(head.fc.forward(pooled.clone(), Precision::F32)));
             }
             if let Some(head) = &m.vqa_classifier {
-                let logits = head.forward(pooled, precision);
+                let logits = head.forward(pooled);
                 put("logits.vqa", stored(logits.clone()));
                 if let Some(targets) = &batch.vqa_targets {
                     let shape = [targets.rows, targets.columns];
@@ -141,10 +142,10 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
     {
         let pooled = |images, image_type| -> Result<Tensor<B, 2>> {
             let hidden = m.joint(text, s.patches(images)?, image_type, s.joint_bias(), a, &mut pass());
-            Ok(m.pooled(hidden, pooler, precision))
+            Ok(m.pooled(hidden, pooler))
         };
         let both = Tensor::cat(vec![pooled(left, 1)?, pooled(right, 2)?], 1);
-        let logits = head.forward(both, precision);
+        let logits = head.forward(both);
         put("logits.nlvr2", stored(logits.clone()));
         if let Some(labels) = &batch.nlvr2_labels {
             put("loss.nlvr2", scalar(cross_entropy(logits, ids(labels, &device))));

@@ -80,7 +80,7 @@ impl<B: Backend> Session<B> {
         let (text, patches) = (self.texts(text)?, self.patches(image)?);
         let a = &self.architecture;
         let hidden = self.model.joint(&text, patches, image_type, self.joint_bias(), a, &mut self.pass());
-        Ok(self.model.pooled(hidden, pooler, self.precision))
+        Ok(self.model.pooled(hidden, pooler))
     }
 }
 
@@ -111,7 +111,7 @@ fn matrix<B: Backend>(tensor: Tensor<B, 2>) -> Matrix {
 }
 
 /// The head is missing: the same words everywhere.
-fn no_head(task: &str, name: &str) -> anyhow::Error {
+pub(super) fn no_head(task: &str, name: &str) -> anyhow::Error {
     anyhow::anyhow!(
         "this checkpoint has no head for {task} ({name}): fine-tune it first, 'engine finetune --task {task}'"
     )
@@ -143,32 +143,32 @@ impl<B: Backend> Runner for Session<B> {
     fn embed_texts(&self, batch: &Texts) -> Result<Matrix> {
         let head = self.model.ifm_text_proj.as_ref().ok_or_else(|| no_head("irtr", "ifm_text_proj.fc.weight"))?;
         let hidden = self.model.text(&self.texts(batch)?, self.text_bias(), &self.architecture, &mut self.pass());
-        Ok(matrix(self.model.embedding(hidden.last, head, self.precision)))
+        Ok(matrix(self.model.embedding(hidden.last, head)))
     }
 
     fn embed_images(&self, batch: &Images) -> Result<Matrix> {
         let head = self.model.ifm_image_proj.as_ref().ok_or_else(|| no_head("irtr", "ifm_image_proj.fc.weight"))?;
         let hidden = self.model.image(self.patches(batch)?, self.image_bias(), &self.architecture, &mut self.pass());
-        Ok(matrix(self.model.embedding(hidden.last, head, self.precision)))
+        Ok(matrix(self.model.embedding(hidden.last, head)))
     }
 
     fn vqa_logits(&self, texts: &Texts, images: &Images) -> Result<Matrix> {
         let head = self.model.vqa_classifier.as_ref().ok_or_else(|| no_head("vqa", "vqa_classifier.3.weight"))?;
-        Ok(matrix(head.forward(self.pooled(texts, images, 1)?, self.precision)))
+        Ok(matrix(head.forward(self.pooled(texts, images, 1)?)))
     }
 
     fn nlvr2_logits(&self, texts: &Texts, left: &Images, right: &Images) -> Result<Matrix> {
         let head = self.model.nlvr2_classifier.as_ref().ok_or_else(|| no_head("nlvr2", "nlvr2_classifier.3.weight"))?;
         let both = Tensor::cat(vec![self.pooled(texts, left, 1)?, self.pooled(texts, right, 2)?], 1);
-        Ok(matrix(head.forward(both, self.precision)))
+        Ok(matrix(head.forward(both)))
     }
 
     fn class_logits(&self, images: &Images) -> Result<Matrix> {
         let head =
             self.model.img_cls_classifier.as_ref().ok_or_else(|| no_head("img_cls", "img_cls_classifier.weight"))?;
         let hidden = self.model.image(self.patches(images)?, self.image_bias(), &self.architecture, &mut self.pass());
-        let logits = head.forward(self.model.mean_token(hidden.last), self.precision);
-        Ok(matrix(logits.cast(burn::tensor::FloatDType::F32)))
+        let logits = head.forward(self.model.mean_token(hidden.last), Precision::F32);
+        Ok(matrix(logits))
     }
 }
 

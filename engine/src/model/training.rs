@@ -112,8 +112,8 @@ where
                 let (text, patches) = self.inputs(text, images)?;
                 let image = m.image(patches, &m.image_bias(&self.index, a), a, pass);
                 let words = m.text(&text, &m.text_bias(&self.index, a), a, pass);
-                let image = m.embedding(image.last, image_head, pass.precision);
-                let words = m.embedding(words.last, text_head, pass.precision);
+                let image = m.embedding(image.last, image_head);
+                let words = m.embedding(words.last, text_head);
                 Ok(contrastive(similarities(image, words, scale.val())))
             }
             TrainBatch::Vqa { texts, images, targets } => {
@@ -126,7 +126,7 @@ where
                 }
                 let (text, patches) = self.inputs(texts, images)?;
                 let hidden = m.joint(&text, patches, 1, &m.joint_bias(&self.index, a), a, pass);
-                let logits = head.forward(m.pooled(hidden, pooler, pass.precision), pass.precision);
+                let logits = head.forward(m.pooled(hidden, pooler));
                 let targets = TensorData::new(targets.values.clone(), [targets.rows, targets.columns]);
                 Ok(binary_cross_entropy(logits, Tensor::from_data(targets, &device)))
             }
@@ -138,10 +138,10 @@ where
                 let bias = m.joint_bias(&self.index, a);
                 let mut pooled = |image, image_type| {
                     let (text, patches) = self.inputs(texts, image)?;
-                    anyhow::Ok(m.pooled(m.joint(&text, patches, image_type, &bias, a, pass), pooler, pass.precision))
+                    anyhow::Ok(m.pooled(m.joint(&text, patches, image_type, &bias, a, pass), pooler))
                 };
                 let both = Tensor::cat(vec![pooled(left, 1)?, pooled(right, 2)?], 1);
-                Ok(cross_entropy(head.forward(both, pass.precision), ids(labels)))
+                Ok(cross_entropy(head.forward(both), ids(labels)))
             }
             TrainBatch::ImgCls { images, labels } => {
                 let Some(head) = &m.img_cls_classifier else { bail!("the model was built without a classifier") };
@@ -149,8 +149,8 @@ where
                 check_images(images, a)?;
                 let patches = patches(images, a.patch_size, &device);
                 let hidden = m.image(patches, &m.image_bias(&self.index, a), a, pass);
-                let logits = head.forward(m.mean_token(hidden.last), pass.precision);
-                Ok(cross_entropy(logits.cast(burn::tensor::FloatDType::F32), ids(labels)))
+                let logits = head.forward(m.mean_token(hidden.last), Precision::F32);
+                Ok(cross_entropy(logits, ids(labels)))
             }
         }
     }

@@ -1,11 +1,14 @@
 //! The tensors of a checkpoint under the names that the model has for them.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use formats::layout::{Buffer, Layout, Modality};
 use formats::position::resize_table;
 use formats::{Checkpoint, show_name, show_path};
 use indexmap::IndexMap;
+use rayon::prelude::*;
 use thiserror::Error;
 
 use super::config::{Architecture, ArchitectureError};
@@ -29,8 +32,11 @@ enum Entry {
 /// Tensors by the model's names (those of the vl-merging layout).
 pub struct Weights {
     path: String,
+    layout: Option<&'static Layout>,
     checkpoint: Option<Checkpoint>,
     entries: IndexMap<String, Entry>,
+    /// Values that [`Weights::preload`] has read, by position in the checkpoint.
+    ready: Mutex<HashMap<usize, Vec<f32>>>,
     /// Text of the metadata that goes along: configuration, recipe, labels.
     metadata: std::collections::BTreeMap<String, String>,
 }
@@ -86,17 +92,34 @@ impl Weights {
             }
         }
         let metadata = checkpoint.metadata().clone();
-        Ok((Weights { path: shown, checkpoint: Some(checkpoint), entries, metadata }, architecture))
+        let (layout, ready) = (Some(layout), Mutex::default());
+        Ok((Weights { path: shown, layout, checkpoint: Some(checkpoint), entries, ready, metadata }, architecture))
     }
 
     /// No tensors at all: for a model from scratch.
     pub fn none() -> Weights {
-        Weights { path: "a new model".into(), checkpoint: None, entries: IndexMap::new(), metadata: Default::default() }
+        Weights {
+            path: "a new model".into(),
+            layout: None,
+            checkpoint: None,
+            entries: IndexMap::new(),
+            ready: Mutex::default(),
+            metadata: Default::default(),
+        }
     }
 
     /// The file's name for messages.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The names that the file has; `None` for a model from scratch.
+    pub fn layout(&self) -> Option<&'static Layout> {
+        self.layout
+    }
+
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
     }
 
     pub fn metadata(&self) -> &std::collections::BTreeMap<String, String> {
@@ -119,11 +142,65 @@ impl Weights {
         match (entry, &self.checkpoint) {
             (Entry::Memory { values, .. }, _) => Ok(Some(values.clone())),
             (Entry::File { tensor, .. }, Some(checkpoint)) => {
+                if let Some(values) = self.ready.lock().unwrap_or_else(PoisonError::into_inner).remove(tensor) {
+                    return Ok(Some(values));
+                }
                 let mut values = Vec::new();
                 checkpoint.read_f32(*tensor, 0..checkpoint.tensors()[*tensor].elements(), &mut values)?;
                 Ok(Some(values))
             }
             (Entry::File { .. }, None) => Ok(None),
+        }
+    }
+
+    /// Reads tensors on all cores, to be handed out by [`Weights::read`], each once.
+    ///
+    /// # Errors
+    /// A tensor can't be read.
+    pub fn preload(&self, wanted: impl Fn(&str) -> bool) -> Result<(), LoadError> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
+        let tensors: Vec<usize> = self
+            .entries
+            .iter()
+            .filter_map(|(name, entry)| match entry {
+                Entry::File { tensor, .. } if wanted(name) => Some(*tensor),
+                _ => None,
+            })
+            .collect();
+        tensors.into_par_iter().try_for_each(|tensor| {
+            let mut values = Vec::new();
+            checkpoint.read_f32(tensor, 0..checkpoint.tensors()[tensor].elements(), &mut values)?;
+            self.ready.lock().unwrap_or_else(PoisonError::into_inner).insert(tensor, values);
+            Ok(())
+        })
+    }
+
+    /// Some rows of a matrix, one after another; rows may repeat.
+    ///
+    /// # Errors
+    /// There is no such matrix, a row is beyond its end, or it can't be read.
+    pub fn rows(&self, name: &str, rows: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let unfit = |reason: String| LoadError::Unfit { path: self.path.clone(), reason };
+        let Some(&[count, width]) = self.shape(name) else {
+            return Err(unfit(format!("{name} is missing or no matrix")));
+        };
+        if let Some(row) = rows.iter().find(|row| **row >= count) {
+            return Err(unfit(format!("{name} has {count} rows, there is no row {row}")));
+        }
+        let pick = |values: &[f32]| rows.iter().flat_map(|row| &values[row * width..][..width]).copied().collect();
+        match (self.entries.get(name), &self.checkpoint) {
+            (Some(Entry::Memory { values, .. }), _) => Ok(pick(values)),
+            // Many rows are quicker read as one.
+            (Some(Entry::File { .. }), _) if rows.len() > count / 8 => Ok(pick(&self.read(name)?.unwrap_or_default())),
+            (Some(Entry::File { tensor, .. }), Some(checkpoint)) => {
+                let (mut out, mut one) = (Vec::with_capacity(rows.len() * width), Vec::new());
+                for row in rows {
+                    checkpoint.read_f32(*tensor, row * width..(row + 1) * width, &mut one)?;
+                    out.extend_from_slice(&one);
+                }
+                Ok(out)
+            }
+            _ => Ok(Vec::new()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Word pieces: texts as the numbers a BERT vocabulary gives them.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -121,7 +122,7 @@ impl Tokenizer {
             .try_for_each(|(index, (text, (ids, mask)))| {
                 let encoding = self
                     .inner
-                    .encode_fast(text.as_ref(), false)
+                    .encode_fast(without_private_use(text.as_ref()), false)
                     .map_err(|error| Error::Text { index, reason: error.to_string() })?;
                 let pieces = encoding.get_ids();
                 let pieces = &pieces[..pieces.len().min(len - 2)];
@@ -135,6 +136,16 @@ impl Tokenizer {
             })?;
         Ok(Texts { count: texts.len(), len, ids, mask })
     }
+}
+
+/// The text without characters of private use and non-characters, which the Python tokenizer drops with the control
+/// characters and the `tokenizers` crate turns into `[UNK]`.
+fn without_private_use(text: &str) -> Cow<'_, str> {
+    let is_private = |c: char| {
+        matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{fdd0}'..='\u{fdef}' | '\u{f0000}'..)
+            || u32::from(c) & 0xfffe == 0xfffe
+    };
+    if text.contains(is_private) { text.replace(is_private, "").into() } else { text.into() }
 }
 
 #[cfg(test)]

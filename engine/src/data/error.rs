@@ -1,0 +1,39 @@
+//! What can be wrong with a data set.
+
+use std::path::{Path, PathBuf};
+
+use formats::{show_name, show_path};
+
+use super::BrokenRow;
+
+/// Every message is one line that names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {error}", show_path(path))]
+    Io { path: PathBuf, action: &'static str, error: std::io::Error },
+    /// A file or folder is not what it should be.
+    #[error("{}: {}", show_path(path), show_name(reason))]
+    File { path: PathBuf, reason: String },
+    /// There is no such split, or nothing for the task.
+    #[error("{}: no {wanted}; {found}", show_path(path))]
+    Missing { path: PathBuf, wanted: String, found: String },
+    /// Too much of the data is unusable.
+    #[error("{broken} of {rows} rows are broken, more than 1 %; {first} is the first")]
+    TooManyBroken { broken: usize, rows: usize, first: BrokenRow },
+    /// A wrong call, such as an index beyond the end.
+    #[error("{0}")]
+    Argument(String),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn io(path: impl AsRef<Path>, action: &'static str, error: std::io::Error) -> Error {
+        Error::Io { path: path.as_ref().into(), action, error }
+    }
+
+    pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
+        Error::File { path: path.as_ref().into(), reason: reason.into() }
+    }
+}

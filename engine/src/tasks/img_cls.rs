@@ -1,0 +1,49 @@
+//! Image classification.
+
+use anyhow::{Result, bail};
+
+use super::{Detail, Evaluation, Found, Inputs, Kind, Parts, Task, other_task};
+use crate::batch::TrainBatch;
+use crate::data::Example;
+use crate::eval::Outcome;
+use crate::eval::img_cls::{self, Batch, Image};
+use crate::runner::Runner;
+
+pub(super) struct ImgCls;
+
+impl Kind for ImgCls {
+    type About = Image;
+
+    fn parts(example: Example<'_>) -> Result<Parts<'_, Image>> {
+        let Example::ImgCls { image, label, image_id } = example else { return other_task(Task::ImgCls) };
+        let about = Image { id: image_id.to_owned(), label: Some(label as usize) };
+        Ok(Parts { images: vec![image], text: None, about })
+    }
+
+    fn train_batch(inputs: Inputs, about: Vec<Image>, labels: usize) -> Result<TrainBatch> {
+        let mut classes = Vec::with_capacity(about.len());
+        for image in &about {
+            match image.label {
+                Some(label) if label < labels => classes.push(label as i32),
+                Some(label) => bail!("{}: class {label} is beyond the head's {labels}", image.id),
+                None => bail!("{}: it has no class to learn from", image.id),
+            }
+        }
+        let (_, images) = inputs.image();
+        Ok(TrainBatch::ImgCls { images, labels: classes })
+    }
+
+    fn evaluate(
+        runner: &dyn Runner,
+        over: &Evaluation,
+        details: &mut dyn FnMut(Detail) -> Result<()>,
+    ) -> Result<Found> {
+        let batches = over.batches::<ImgCls>(runner)?.map(|found| {
+            let (inputs, about) = found?;
+            Ok(Batch { images: inputs.image().1, about })
+        });
+        let outcome =
+            img_cls::evaluate(runner, batches, &over.labels, &mut |detail| details(Detail::ImgCls(detail.clone())))?;
+        Ok(Found { outcome: Outcome::ImgCls(outcome), answers: Vec::new() })
+    }
+}

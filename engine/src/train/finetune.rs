@@ -1,0 +1,582 @@
+//! A whole run: from a configuration to a folder with trained weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, bail};
+use formats::config::ModelConfig;
+use formats::{CONFIG_KEY, show_name, show_path};
+
+use super::config::{Augment, Config, ModelShape, patches};
+use super::fit::{self, Fit, Outcome, Scores, steps_of};
+use super::merge_in::Merge;
+use super::recorder::Recorder;
+use super::resolve::Error;
+use super::run_dir::{MERGED, RunDir, Saved, State};
+use super::schedule::Schedule;
+use crate::batch::TrainBatch;
+use crate::data::{self, Dataset};
+use crate::image::{RandAugment, Training};
+use crate::report::run_files::{RunResult, SAMPLE_IMAGES, SAMPLES, Status};
+use crate::runner::Runner;
+use crate::tasks::{self, Evaluation, Sizes, Task, TrainData, Transform};
+use crate::text::Tokenizer;
+use crate::trainer::Trainer;
+
+/// How a checkpoint was merged, in its metadata: `vlmerge` writes it, and it is kept.
+const RECIPE_KEY: &str = "vlmerge.recipe";
+
+/// The metadata key of a head's label names, a JSON array in the head's order.
+pub fn labels_key(task: Task) -> String {
+    format!("engine.labels.{task}")
+}
+
+/// What a trainer is to be opened for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setup {
+    /// Device, precision, optimizer, dropout, seed.
+    pub config: Config,
+    pub task: Task,
+    pub source: Source,
+    /// Pixels along a side, where another than the checkpoint's is wanted.
+    pub image_size: Option<usize>,
+    /// Tokens of a text, where fewer than the checkpoint's are wanted.
+    pub text_len: Option<usize>,
+    /// Labels of the task's head: 2 for `nlvr2`, 0 for `irtr`.
+    pub labels: usize,
+}
+
+/// Where the weights come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    Checkpoint(PathBuf),
+    /// Random weights; the vocabulary is the tokenizer's.
+    Scratch {
+        shape: ModelShape,
+        vocab_size: usize,
+    },
+}
+
+/// A trainer that was opened for a [`Setup`].
+pub struct Ready {
+    pub trainer: Box<dyn Trainer>,
+    /// Where it runs, in words.
+    pub device: String,
+    /// What there is to be told: heads newly initialised, tensors not used.
+    pub notes: Vec<String>,
+}
+
+/// What holds for a sitting beside the configuration.
+pub struct Sitting<'a> {
+    pub quiet: bool,
+    /// Set from outside to end the sitting with a checkpoint.
+    pub stop: &'a AtomicBool,
+    /// The program that `--merge` runs [default: found].
+    pub vlmerge: Option<PathBuf>,
+}
+
+/// How a sitting ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    pub folder: PathBuf,
+    pub outcome: Outcome,
+    pub result: RunResult,
+    /// On the built-in toy data.
+    pub toy: bool,
+}
+
+/// Starts a run in a new folder.
+///
+/// # Errors
+/// [`Error::Usage`] where what was asked for can't be; a folder that holds a run, without `force`; a checkpoint or data
+/// that can't be read; all that [`fit::fit`] names. Where training hasn't begun, the folder is left as it was.
+pub fn start(
+    config: Config,
+    folder: &Path,
+    force: bool,
+    sitting: &Sitting,
+    open: &mut dyn FnMut(&Setup) -> Result<Ready>,
+) -> Result<Finished> {
+    let (config, task) = complete(config)?;
+    RunDir::check(folder, force)?;
+    let checkpoint = config.checkpoint.as_deref().map(Checkpoint::read).transpose()?;
+    let (image_size, text_len, mut notes) = sizes(&config, checkpoint.as_ref())?;
+    let known = checkpoint.as_ref().map(|checkpoint| &checkpoint.metadata);
+    let data = Data::open(&config, task, known)?;
+    let steps = planned(&config, &data)?;
+    let was_there = folder.exists();
+    let run = RunDir::create(folder, force)?;
+    let mut prepare = || -> Result<(Setup, BTreeMap<String, String>)> {
+        run.save_config(&config)?;
+        let mut metadata = known.cloned().unwrap_or_default();
+        let source = match (&config.checkpoint, &config.merge) {
+            (Some(checkpoint), None) => Source::Checkpoint(checkpoint.clone()),
+            (Some(checkpoint), Some(merge)) => {
+                let merge: Merge = merge.parse().map_err(|e| Error::Usage(format!("--merge {merge}: {e}")))?;
+                let merged = run.path(MERGED);
+                notes.extend(merge.run(sitting.vlmerge.as_deref(), checkpoint, task, &merged)?);
+                metadata = Checkpoint::read(&merged)?.metadata;
+                Source::Checkpoint(merged)
+            }
+            (None, _) => scratch(&config)?,
+        };
+        let labels = data.head_labels(task);
+        Ok((Setup { config: config.clone(), task, source, image_size, text_len, labels }, metadata))
+    };
+    let prepared = prepare().and_then(|(setup, metadata)| Ok((open(&setup)?, setup, metadata)));
+    let (ready, setup, metadata) = prepared.inspect_err(|_| {
+        // Nothing was trained: the next attempt shall not find a run here.
+        let _ = run.clear();
+        let _ = if was_there { Ok(()) } else { std::fs::remove_dir(folder) };
+    })?;
+    Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None)
+}
+
+/// Goes on with a run. `device` replaces the one in its configuration.
+///
+/// # Errors
+/// There is no run in the folder, its data has changed, and as [`start`].
+pub fn resume(
+    folder: &Path,
+    device: Option<crate::device::Choice>,
+    sitting: &Sitting,
+    open: &mut dyn FnMut(&Setup) -> Result<Ready>,
+) -> Result<Finished> {
+    let run = RunDir::open(folder)?;
+    let (mut config, task) = complete(run.config()?)?;
+    config.device = device.unwrap_or(config.device);
+    let saved = run.newest()?;
+    let merged = Some(run.path(MERGED)).filter(|merged| config.merge.is_some() && merged.is_file());
+    let source = match (&saved, merged, &config.checkpoint) {
+        (Some(saved), _, _) => Source::Checkpoint(saved.weights.clone()),
+        (None, Some(merged), _) => Source::Checkpoint(merged),
+        (None, None, Some(_)) if config.merge.is_some() => {
+            bail!("{}: this run never began: start it anew, with --force", show_path(folder))
+        }
+        (None, None, Some(checkpoint)) => Source::Checkpoint(checkpoint.clone()),
+        (None, None, None) => scratch(&config)?,
+    };
+    let checkpoint = match &source {
+        Source::Checkpoint(path) => Some(Checkpoint::read(path)?),
+        Source::Scratch { .. } => None,
+    };
+    // A checkpoint of this run has its sizes already.
+    let (image_size, text_len, notes) = match saved {
+        Some(_) => (None, None, Vec::new()),
+        None => sizes(&config, checkpoint.as_ref())?,
+    };
+    let metadata = checkpoint.map(|checkpoint| checkpoint.metadata).unwrap_or_default();
+    let data = Data::open(&config, task, Some(&metadata))?;
+    let steps = planned(&config, &data)?;
+    if let Some(saved) = &saved {
+        let (then, now) = (saved.state.examples, data.train.len() as u64);
+        if then != now {
+            bail!("{}: it has {now} training examples now, and had {then} when this run began", data.train.name());
+        }
+    }
+    let labels = data.head_labels(task);
+    let setup = Setup { config, task, source, image_size, text_len, labels };
+    let ready = open(&setup)?;
+    Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, saved)
+}
+
+/// Settles what is left open: the task, and absolute paths, so that the run can be resumed from anywhere.
+fn complete(mut config: Config) -> Result<(Config, Task), Error> {
+    let usage = |reason: String| Error::Usage(reason);
+    if config.pretrain.is_some() {
+        return Err(usage("this configuration is for pre-training, which engine finetune doesn't do".into()));
+    }
+    let on_toy = config.data.as_deref().is_none_or(is_toy);
+    let task = match config.task {
+        Some(task) => task,
+        None if on_toy => Task::Vqa,
+        None => return Err(usage("which task? give --task irtr, vqa, nlvr2 or img_cls, or a --preset".into())),
+    };
+    config.task = Some(task);
+    if config.merge.is_some() && config.checkpoint.is_none() {
+        return Err(usage("--merge needs a checkpoint to merge".into()));
+    }
+    if let Some(merge) = &config.merge {
+        merge.parse::<Merge>().map_err(|e| usage(format!("--merge {merge}: {e}")))?;
+    }
+    if config.checkpoint.is_none() && config.model.is_none() {
+        return Err(usage(
+            "give a checkpoint to start from, or a [model] to start from scratch, as the presets toy and easy-vqa have"
+                .into(),
+        ));
+    }
+    let absolute = |path: &mut Option<PathBuf>| {
+        if let Some(path) = path
+            && let Ok(full) = path.canonicalize()
+        {
+            *path = full;
+        }
+    };
+    absolute(&mut config.checkpoint);
+    if !on_toy {
+        absolute(&mut config.data);
+    }
+    if config.checkpoint.is_some() {
+        // It says its own shape.
+        config.model = None;
+    }
+    config.check().map_err(usage)?;
+    Ok((config, task))
+}
+
+fn is_toy(path: &Path) -> bool {
+    path == Path::new(data::TOY) && !path.exists()
+}
+
+fn scratch(config: &Config) -> Result<Source> {
+    let Some(shape) = config.model.clone() else { bail!("neither a checkpoint nor a [model] to start from") };
+    Ok(Source::Scratch { shape, vocab_size: Tokenizer::bert().vocabulary_len() })
+}
+
+/// What can be known of a checkpoint without reading its tensors.
+struct Checkpoint {
+    path: PathBuf,
+    config: ModelConfig,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    fn read(path: &Path) -> Result<Checkpoint> {
+        let file = formats::open(path)?;
+        let detected = formats::config::detect(file.tensors(), file.hyper_parameters().as_ref());
+        let mut config = detected.config;
+        if let Some(recorded) = file.metadata().get(CONFIG_KEY).and_then(|text| serde_json::from_str(text).ok()) {
+            let recorded: ModelConfig = recorded;
+            config.image_size = config.image_size.or(recorded.image_size);
+            config.patch_size = config.patch_size.or(recorded.patch_size);
+            config.max_text_len = config.max_text_len.or(recorded.max_text_len);
+        }
+        Ok(Checkpoint { path: path.to_owned(), config, metadata: file.metadata().clone() })
+    }
+}
+
+/// Image size and text length to ask for, where they differ from what the checkpoint has, and what to tell about it.
+fn sizes(
+    config: &Config,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<(Option<usize>, Option<usize>, Vec<String>), Error> {
+    let mut notes = Vec::new();
+    let patch = match (checkpoint, &config.model) {
+        (Some(checkpoint), _) => checkpoint.config.patch_size,
+        (None, shape) => shape.as_ref().map(|shape| shape.patch_size),
+    };
+    if let (Some(size), Some(patch)) = (config.image_size, patch) {
+        patches("image_size", size, patch).map_err(Error::Usage)?;
+    }
+    let longest = match (checkpoint, &config.model) {
+        (Some(checkpoint), _) => checkpoint.config.max_text_len,
+        (None, shape) => shape.as_ref().map(|shape| shape.text_len),
+    };
+    let text_len = match (config.text_len, longest) {
+        (Some(wanted), Some(longest)) if wanted > longest => {
+            let of = checkpoint.map_or("the model".into(), |checkpoint| show_path(&checkpoint.path).to_string());
+            notes.push(format!("{of}: texts are cut to {longest} tokens, which it was made for, not {wanted}"));
+            None
+        }
+        (wanted, _) => wanted,
+    };
+    Ok((config.image_size, text_len, notes))
+}
+
+/// Training and validation split.
+struct Data {
+    train: Arc<dyn Dataset>,
+    val: Arc<dyn Dataset>,
+    /// Of the head.
+    labels: Arc<[String]>,
+    toy: bool,
+}
+
+impl Data {
+    /// Opens both splits, with the labels in the order of the head of the checkpoint, whose metadata these are.
+    fn open(config: &Config, task: Task, metadata: Option<&BTreeMap<String, String>>) -> Result<Data> {
+        let toy = config.data.as_deref().is_none_or(is_toy);
+        let path = config.data.as_deref().unwrap_or(Path::new(data::TOY));
+        let train = config.train_split.as_deref().unwrap_or("train");
+        let train = data::open(path, task, train)?;
+        let kept = metadata.and_then(|metadata| head_labels(metadata, task));
+        let labels: Vec<String> = match kept {
+            Some(kept) => {
+                if let Some(other) = train.labels().iter().find(|label| !kept.contains(label)) {
+                    bail!(
+                        "{}: its answer '{}' is not among the {} that the checkpoint's head stands for: start from a \
+                         checkpoint without a {task} head",
+                        train.name(),
+                        show_name(other),
+                        kept.len()
+                    );
+                }
+                kept
+            }
+            None => train.labels().to_vec(),
+        };
+        if matches!(task, Task::Vqa | Task::ImgCls) && labels.is_empty() {
+            bail!("{}: it names no labels to learn", train.name());
+        }
+        let train = train.relabelled(&labels)?;
+        let val = data::open_with(path, task, config.val_split.as_deref().unwrap_or("val"), Some(&labels))?;
+        let val = match config.val_limit {
+            Some(limit) => val.truncated(limit),
+            None => val,
+        };
+        Ok(Data { train: Arc::new(train), val: Arc::new(val), labels: labels.into(), toy })
+    }
+
+    fn head_labels(&self, task: Task) -> usize {
+        match task {
+            Task::Irtr => 0,
+            Task::Nlvr2 => 2,
+            Task::Vqa | Task::ImgCls => self.labels.len(),
+        }
+    }
+}
+
+/// The label names that a checkpoint's metadata gives for the task's head.
+pub fn head_labels(metadata: &BTreeMap<String, String>, task: Task) -> Option<Vec<String>> {
+    serde_json::from_str(metadata.get(&labels_key(task))?).ok()
+}
+
+/// Updates of the run.
+fn planned(config: &Config, data: &Data) -> Result<u64, Error> {
+    let (examples, part) = (data.train.len(), config.part_size());
+    if examples < part {
+        let name = data.train.name();
+        return Err(Error::Usage(format!(
+            "{name}: {examples} training examples don't fill a batch of {part}: lower batch_size"
+        )));
+    }
+    let steps = match (config.steps, config.epochs) {
+        (Some(steps), _) => steps,
+        (None, epochs) => steps_of(epochs.unwrap_or(1), (examples / part) as u64, config.accumulate as u64),
+    };
+    match steps {
+        0 => Err(Error::Usage(format!(
+            "{examples} training examples, {} times, don't fill a batch of {}: lower batch_size",
+            config.epochs.unwrap_or(1),
+            config.batch_size
+        ))),
+        steps => Ok(steps),
+    }
+}
+
+/// A run about to train.
+struct Run<'a> {
+    run: RunDir,
+    setup: Setup,
+    data: Data,
+    steps: u64,
+    /// Of the checkpoint that it starts from.
+    metadata: BTreeMap<String, String>,
+    sitting: &'a Sitting<'a>,
+    notes: Vec<String>,
+}
+
+impl Run<'_> {
+    fn train(self, ready: Ready, saved: Option<Saved>) -> Result<Finished> {
+        let Ready { mut trainer, device, notes } = ready;
+        let config = &self.setup.config;
+        let resumed = saved.is_some();
+        let state = match saved {
+            Some(saved) => {
+                trainer.restore(&saved.weights, &saved.optimizer)?;
+                State { steps: self.steps, ..saved.state }
+            }
+            None => State {
+                steps: self.steps,
+                seed: config.seed,
+                examples: self.data.train.len() as u64,
+                ..State::default()
+            },
+        };
+        let sizes = Sizes::of(trainer.runner().as_ref());
+        let tokenizer = Arc::new(Tokenizer::bert());
+        let batches = TrainData {
+            set: self.data.train.clone(),
+            tokenizer: tokenizer.clone(),
+            sizes,
+            transform: transform(config, sizes.image),
+            batch_size: config.part_size(),
+            labels: self.data.head_labels(self.setup.task),
+            seed: config.seed,
+            workers: config.workers(),
+        };
+        let over = Evaluation {
+            set: self.data.val.clone(),
+            tokenizer,
+            batch_size: config.eval_batch_size(),
+            workers: config.workers(),
+            labels: self.data.labels.clone(),
+        };
+        let result = self.facts(trainer.as_ref(), &device);
+        let mut recorder = Recorder::new(&self.run, &state, resumed, result, self.sitting.quiet)?;
+        for note in
+            self.introduction(trainer.as_ref(), &device, &state).into_iter().chain(self.notes.clone()).chain(notes)
+        {
+            recorder.say(&note);
+        }
+        let mut evaluate = |runner: &dyn Runner| -> Result<Scores> {
+            let outcome = tasks::evaluate(runner, &over, &mut |_| Ok(()))?.outcome;
+            let main = outcome.headline().map(|metric| metric.name).unwrap_or_default();
+            let metrics = outcome.metrics().into_iter().map(|metric| (metric.name.to_owned(), metric.value));
+            Ok(Scores::new(main, metrics))
+        };
+        let fit = Fit {
+            config,
+            schedule: Schedule::new(config, self.steps),
+            run: &self.run,
+            batches: &batches,
+            evaluate: &mut evaluate,
+            watch: &mut recorder,
+            stop: self.sitting.stop,
+            metadata: self.carried(),
+        };
+        let outcome = match fit::fit(trainer.as_mut(), state, fit) {
+            Ok(outcome) => outcome,
+            Err(e) => {
+                // The error itself is what the user must see.
+                let _ = recorder.end(None, Status::Failed, Some(format!("{e:#}")));
+                return Err(e);
+            }
+        };
+        let (status, state) = match &outcome {
+            Outcome::Finished(state) => (Status::Finished, state),
+            Outcome::Interrupted(state) => (Status::Interrupted, state),
+        };
+        recorder.end(Some(state), status, None)?;
+        if status == Status::Finished && config.samples > 0 {
+            let shown = tasks::samples(trainer.runner().as_ref(), &over, config.samples)?;
+            write_samples(&self.run, shown).context("sample predictions")?;
+        }
+        let result = recorder.result().clone();
+        Ok(Finished { folder: self.run.folder().to_owned(), outcome, result, toy: self.data.toy })
+    }
+
+    fn facts(&self, trainer: &dyn Trainer, device: &str) -> RunResult {
+        RunResult {
+            version: env!("CARGO_PKG_VERSION").into(),
+            task: self.setup.task.to_string(),
+            steps: self.steps,
+            train_data: self.data.train.name().into(),
+            train_examples: self.data.train.len() as u64,
+            validation_data: self.data.val.name().into(),
+            parameters: trainer.parameters() as u64,
+            device: device.into(),
+            recipe: self.metadata.get(RECIPE_KEY).and_then(|text| serde_json::from_str(text).ok()),
+            ..RunResult::default()
+        }
+    }
+
+    fn introduction(&self, trainer: &dyn Trainer, device: &str, state: &State) -> Vec<String> {
+        let config = &self.setup.config;
+        let mut lines = Vec::new();
+        if self.data.toy {
+            lines.push("training on the built-in toy data set; --data DIR takes another".into());
+        }
+        let parts = match config.accumulate {
+            1 => String::new(),
+            parts => format!(" in {parts} parts"),
+        };
+        lines.push(format!(
+            "{}: {:.1} M parameters on {device}; {} examples of {}, {} updates of {}{parts}",
+            self.setup.task,
+            trainer.parameters() as f64 / 1e6,
+            self.data.train.len(),
+            self.data.train.name(),
+            self.steps,
+            config.batch_size
+        ));
+        if self.setup.task == Task::Irtr && config.accumulate > 1 {
+            lines.push(format!("each pair is contrasted with the {} others of its part", config.part_size() - 1));
+        }
+        if state.step > 0 {
+            lines.push(format!("resumed after {} updates", state.step));
+        }
+        lines
+    }
+
+    /// What a checkpoint of this run says of itself beside its step: all that the first one said, the configuration, the
+    /// head's labels.
+    fn carried(&self) -> Vec<(String, String)> {
+        let mut metadata = self.metadata.clone();
+        metadata.retain(|key, _| {
+            key != CONFIG_KEY && key != "format" && !["engine.step", "engine.run"].contains(&key.as_str())
+        });
+        if let Ok(config) = self.setup.config.to_toml() {
+            metadata.insert("engine.run".into(), config);
+        }
+        metadata.insert("engine.task".into(), self.setup.task.to_string());
+        if !self.data.labels.is_empty() {
+            let labels = serde_json::to_string(&*self.data.labels).unwrap_or_default();
+            metadata.insert(labels_key(self.setup.task), labels);
+        }
+        metadata.into_iter().collect()
+    }
+}
+
+/// What training images go through.
+fn transform(config: &Config, size: usize) -> Transform {
+    let [low, high] = config.crop_scale;
+    let plain = Training { flip: config.flip, scale: (low, high), augment: None, ..Training::new(size) };
+    match config.augment {
+        Augment::None => Transform::Evaluation,
+        Augment::Crop => Transform::Training(plain),
+        Augment::RandAugment => {
+            let augment = RandAugment {
+                count: config.randaugment_ops,
+                strength: config.randaugment_magnitude,
+                ..RandAugment::default()
+            };
+            Transform::Training(Training { augment: Some(augment), ..plain })
+        }
+    }
+}
+
+/// Writes `samples.json` and its images.
+fn write_samples(run: &RunDir, shown: Vec<tasks::Shown>) -> Result<()> {
+    let folder = run.path(SAMPLE_IMAGES);
+    std::fs::create_dir_all(&folder).with_context(|| format!("{}: cannot be made", show_path(&folder)))?;
+    let mut samples = Vec::with_capacity(shown.len());
+    let mut number = 0;
+    for tasks::Shown { mut sample, images } in shown {
+        for (image, bytes) in sample.images.iter_mut().zip(&images) {
+            number += 1;
+            image.file = format!("{SAMPLE_IMAGES}/{number:04}.jpg");
+            formats::write::write_file(&run.path(&image.file), bytes)?;
+        }
+        samples.push(sample);
+    }
+    let text = serde_json::to_string_pretty(&samples)? + "\n";
+    Ok(formats::write::write_file(&run.path(SAMPLES), text.as_bytes())?)
+}
+
+/// The batches of a part of a run, for whoever wants to look at or time them without training.
+///
+/// # Errors
+/// As [`start`]; the data can't be read.
+pub fn some_batches(config: &Config, sizes: Sizes, count: usize) -> Result<Vec<TrainBatch>> {
+    use super::fit::Batches;
+    let (config, task) = complete(config.clone())?;
+    let data = Data::open(&config, task, None)?;
+    let labels = data.head_labels(task);
+    let batches = TrainData {
+        set: data.train,
+        tokenizer: Arc::new(Tokenizer::bert()),
+        sizes,
+        transform: transform(&config, sizes.image),
+        batch_size: config.part_size(),
+        labels,
+        seed: config.seed,
+        workers: config.workers(),
+    };
+    batches.from(0, 0)?.take(count).map(|placed| placed.map(|placed| placed.examples)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+use std::sync::atomic::Ordering;
+
+use super::super::fake::Fake;
+use super::super::run_dir::{BEST, LAST};
+use super::*;
+use crate::report::metrics_log::{self, METRICS};
+use crate::report::run_files::{CONFIG, RESULT, RunFiles};
+
+/// A folder with data: dark and bright images, and whether they are bright.
+struct Bench(tempfile::TempDir);
+
+fn png(shade: u8) -> Vec<u8> {
+    use ::image::ImageEncoder;
+    let mut bytes = Vec::new();
+    let encoder = ::image::codecs::png::PngEncoder::new(&mut bytes);
+    encoder.write_image(&[shade; 12], 2, 2, ::image::ExtendedColorType::Rgb8).expect("a PNG");
+    bytes
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let bench = Bench(tempfile::tempdir().expect("a folder"));
+        std::fs::create_dir_all(bench.path("data/images")).expect("a folder");
+        bench.split("train", 23);
+        bench.split("val", 8);
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn split(&self, split: &str, count: u8) {
+        let mut lines = String::new();
+        for number in 0..count {
+            let bright = number % 2 == 0;
+            let shade = if bright { 200 + number } else { 30 + number };
+            let image = format!("images/{split}{number}.png");
+            std::fs::write(self.path("data").join(&image), png(shade)).expect("an image");
+            let answer = if bright { "yes" } else { "no" };
+            lines += &format!("{{\"image\":\"{image}\",\"question\":\"is it bright?\",\"answers\":[\"{answer}\"]}}\n");
+        }
+        std::fs::write(self.path("data").join(format!("{split}.jsonl")), lines).expect("a data set");
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            task: Some(Task::Vqa),
+            data: Some(self.path("data")),
+            batch_size: 8,
+            accumulate: 2,
+            steps: Some(25),
+            epochs: None,
+            lr: 0.5,
+            eval_every: Some(10),
+            checkpoint_every: Some(6),
+            workers: Some(2),
+            samples: 3,
+            model: Some(ModelShape { image_size: 16, text_len: 16, ..ModelShape::default() }),
+            ..Config::default()
+        }
+    }
+
+    fn start(&self, config: Config, stop: &AtomicBool) -> Result<Finished> {
+        let sitting = Sitting { quiet: true, stop, vlmerge: None };
+        start(config, &self.path("run"), false, &sitting, &mut opening(1, None))
+    }
+
+    fn refused(&self, change: impl FnOnce(&mut Config)) -> String {
+        let mut config = self.config();
+        change(&mut config);
+        let error = self.start(config, &AtomicBool::new(false)).expect_err("refused");
+        assert!(!self.path("run").exists(), "nothing is left: {error:#}");
+        format!("{error:#}")
+    }
+}
+
+/// Opens fakes; from a checkpoint of theirs too. With `stop`, the flag is set by the fifth batch.
+fn opening<'a>(seed: u32, seen: Option<&'a mut Vec<Setup>>) -> impl FnMut(&Setup) -> Result<Ready> + 'a {
+    let mut seen = seen;
+    move |setup| {
+        if let Some(seen) = &mut seen {
+            seen.push(setup.clone());
+        }
+        Ok(Ready { trainer: Box::new(Fake::new(seed)), device: "fake".into(), notes: vec!["a head was made".into()] })
+    }
+}
+
+fn never() -> AtomicBool {
+    AtomicBool::new(false)
+}
+
+/// What two equal runs have in common of each line.
+fn curve(folder: &Path) -> Vec<(u64, Vec<(String, u64)>)> {
+    let lines = metrics_log::read(&folder.join(METRICS)).expect("metrics");
+    let timed = [metrics_log::IMAGES_PER_SECOND, metrics_log::DATA_WAIT];
+    let values = |line: metrics_log::Line| -> Vec<(String, u64)> {
+        let kept = line.values.into_iter().filter(|(name, _)| !timed.contains(&name.as_str()));
+        kept.map(|(name, value)| (name, value.to_bits())).collect()
+    };
+    lines.into_iter().map(|line| (line.step, values(line))).collect()
+}
+
+#[test]
+fn a_run_leaves_all_that_it_should() {
+    let bench = Bench::new();
+    let finished = bench.start(bench.config(), &never()).unwrap();
+    assert!(matches!(&finished.outcome, Outcome::Finished(state) if state.step == 25));
+    assert_eq!(finished.result.metrics["vqa_score"], 1.0, "dark and bright are easily told apart");
+    assert!(!finished.toy);
+    let run = RunFiles::read(&bench.path("run")).unwrap();
+    assert_eq!(run.notes, [""; 0]);
+    let result = run.result.as_ref().unwrap();
+    assert_eq!((result.status, result.step, result.steps, result.train_examples), (Status::Finished, 25, 25, 23));
+    assert_eq!((result.task.as_str(), result.device.as_str(), result.parameters), ("vqa", "fake", 8));
+    assert_eq!(run.samples.len(), 3);
+    assert!(run.samples.iter().all(|sample| sample.score == Some(1.0) && run.image(&sample.images[0]).is_some()));
+    let steps: Vec<u64> = run.lines.iter().map(|line| line.step).collect();
+    assert_eq!(steps.len(), 25 + 3, "each update and three evaluations");
+    for file in [LAST, BEST] {
+        let file = formats::open(bench.path("run").join(file)).unwrap();
+        assert_eq!(file.metadata()["engine.labels.vqa"], r#"["yes","no"]"#);
+        assert_eq!(file.metadata()["engine.task"], "vqa");
+    }
+    let saved = RunDir::open(&bench.path("run")).unwrap().config().unwrap();
+    let expected = Config { data: Some(bench.path("data").canonicalize().unwrap()), ..bench.config() };
+    assert_eq!(saved, expected);
+}
+
+#[test]
+fn a_stopped_run_resumes_with_the_same_curve() {
+    let whole = Bench::new();
+    whole.start(whole.config(), &never()).unwrap();
+    // The flag is set before the run begins, and again whenever it has gone on for a while.
+    let bench = Bench::new();
+    let stop = AtomicBool::new(true);
+    let stopped = bench.start(bench.config(), &stop).unwrap();
+    assert!(matches!(&stopped.outcome, Outcome::Interrupted(state) if state.step == 0), "{:?}", stopped.outcome);
+    let mut sittings = 0;
+    loop {
+        let stop = never();
+        let finished = std::thread::scope(|scope| {
+            let timer = scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(60));
+                stop.store(sittings < 6, Ordering::Relaxed);
+            });
+            let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
+            let finished = resume(&bench.path("run"), None, &sitting, &mut opening(50 + sittings, None)).unwrap();
+            timer.join().unwrap();
+            finished
+        });
+        sittings += 1;
+        if matches!(finished.outcome, Outcome::Finished(_)) {
+            break;
+        }
+    }
+    let without_time = |folder: PathBuf| curve(&folder);
+    assert_eq!(without_time(bench.path("run")), without_time(whole.path("run")));
+    let weights = |bench: &Bench| std::fs::read(bench.path("run").join(LAST)).unwrap();
+    let tail = |bytes: Vec<u8>| bytes[bytes.len() - 32..].to_vec();
+    assert_eq!(tail(weights(&bench)), tail(weights(&whole)));
+}
+
+#[test]
+fn what_cannot_be_run_is_said_before_a_folder_is_made() {
+    let bench = Bench::new();
+    let task = bench.refused(|c| c.task = None);
+    assert_eq!(task, "which task? give --task irtr, vqa, nlvr2 or img_cls, or a --preset");
+    let nothing = bench.refused(|c| c.model = None);
+    assert!(nothing.starts_with("give a checkpoint to start from, or a [model]"), "{nothing}");
+    let size = bench.refused(|c| c.image_size = Some(50));
+    assert_eq!(size, "image_size 50 is not a multiple of the patch size 16: try 48 or 64");
+    let large = bench.refused(|c| c.batch_size = 64);
+    assert!(large.ends_with("23 training examples don't fill a batch of 32: lower batch_size"), "{large}");
+    let merge = bench.refused(|c| c.merge = Some("interpolate:0.5".into()));
+    assert_eq!(merge, "--merge needs a checkpoint to merge");
+    let split = bench.refused(|c| c.val_split = Some("dev".into()));
+    assert!(split.contains("no split 'dev' for vqa"), "{split}");
+    let checkpoint = bench.refused(|c| c.checkpoint = Some("no/such.ckpt".into()));
+    assert!(checkpoint.starts_with("no/such.ckpt: "), "{checkpoint}");
+    let pretrain = bench.refused(|c| c.pretrain = Some(Default::default()));
+    assert!(pretrain.contains("pre-training"), "{pretrain}");
+    let batch = bench.refused(|c| c.batch_size = 0);
+    assert_eq!(batch, "batch_size is 0: it must be at least 1");
+}
+
+#[test]
+fn a_model_that_does_not_open_leaves_no_run() {
+    let bench = Bench::new();
+    let (stop, mut fails) = (never(), |_: &Setup| -> Result<Ready> { bail!("out of memory") });
+    let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
+    let error = start(bench.config(), &bench.path("run"), false, &sitting, &mut fails).err().unwrap();
+    assert_eq!(error.to_string(), "out of memory");
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn a_folder_with_a_run_is_refused_and_a_run_of_other_data_not_resumed() {
+    let bench = Bench::new();
+    bench.start(bench.config(), &never()).unwrap();
+    let error = bench.start(bench.config(), &never()).unwrap_err().to_string();
+    assert!(error.contains("already holds a run"), "{error}");
+    bench.split("train", 40);
+    let stop = never();
+    let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
+    let error = resume(&bench.path("run"), None, &sitting, &mut opening(1, None)).unwrap_err().to_string();
+    assert!(error.ends_with("it has 40 training examples now, and had 23 when this run began"), "{error}");
+}
+
+#[test]
+fn a_run_that_failed_says_why() {
+    let bench = Bench::new();
+    let stop = never();
+    let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
+    let mut open = |_: &Setup| {
+        let mut trainer = Fake::new(1);
+        trainer.breaks_at = Some(7);
+        Ok(Ready { trainer: Box::new(trainer), device: "fake".into(), notes: Vec::new() })
+    };
+    let error = start(bench.config(), &bench.path("run"), false, &sitting, &mut open).unwrap_err().to_string();
+    assert!(error.starts_with("update 8 at learning rate ") && error.contains("bad_batch.safetensors"), "{error}");
+    let text = std::fs::read_to_string(bench.path("run").join(RESULT)).unwrap();
+    let result: RunResult = serde_json::from_str(&text).unwrap();
+    assert_eq!((result.status, result.step, result.message.as_deref()), (Status::Failed, 7, Some(error.as_str())));
+    let batch = formats::open(bench.path("run/bad_batch.safetensors")).unwrap();
+    assert_eq!(batch.get("1.image").unwrap().shape, [4, 3, 16, 16]);
+    assert_eq!(batch.get("vqa_targets").unwrap().shape, [4, 2]);
+}
+
+fn checkpoint(path: &Path, metadata: &[(&str, &str)]) {
+    let metadata = metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect::<Vec<_>>();
+    Fake::new(1).save_weights(path, &metadata).unwrap();
+}
+
+#[test]
+fn a_checkpoints_head_keeps_its_labels_and_its_recipe() {
+    let bench = Bench::new();
+    let path = bench.path("before.safetensors");
+    checkpoint(
+        &path,
+        &[("engine.labels.vqa", r#"["maybe","no","yes"]"#), ("vlmerge.recipe", r#"{"method":"interpolate"}"#)],
+    );
+    let config = Config { checkpoint: Some(path.clone()), ..bench.config() };
+    let (stop, mut seen) = (never(), Vec::new());
+    let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
+    // Two labels are all that a fake has.
+    let error =
+        start(config.clone(), &bench.path("run"), false, &sitting, &mut opening(1, Some(&mut seen))).unwrap_err();
+    assert!(format!("{error:#}").contains("the model answers with 2 labels, but 3 are named"), "{error:#}");
+    assert_eq!(seen[0].labels, 3);
+    assert_eq!(seen[0].source, Source::Checkpoint(path.canonicalize().unwrap()));
+    let text = std::fs::read_to_string(bench.path("run").join(RESULT)).unwrap();
+    let result: RunResult = serde_json::from_str(&text).unwrap();
+    assert_eq!(result.recipe.unwrap()["method"], "interpolate");
+    let saved = RunDir::open(&bench.path("run")).unwrap().newest().unwrap().unwrap();
+    let saved = formats::open(saved.weights).unwrap();
+    assert_eq!(saved.metadata()["engine.labels.vqa"], r#"["maybe","no","yes"]"#);
+    assert_eq!(saved.metadata()["vlmerge.recipe"], r#"{"method":"interpolate"}"#);
+
+    checkpoint(&path, &[("engine.labels.vqa", r#"["red","blue"]"#)]);
+    let error = start(config, &bench.path("other"), false, &sitting, &mut opening(1, None)).unwrap_err().to_string();
+    assert!(error.contains("its answer 'yes' is not among the 2 that the checkpoint's head stands for"), "{error}");
+}
+
+#[test]
+fn the_toy_data_need_nothing() {
+    let bench = Bench::new();
+    let config = Config { data: None, task: None, steps: Some(1), val_limit: Some(14), samples: 0, ..bench.config() };
+    let finished = bench.start(config, &never());
+    // A fake answers with two labels; the toy data have more.
+    let error = format!("{:#}", finished.unwrap_err());
+    assert!(error.contains("the model answers with 2 labels"), "{error}");
+    let text = std::fs::read_to_string(bench.path("run").join(CONFIG)).unwrap();
+    assert!(text.contains("task = \"vqa\""), "{text}");
+}

@@ -1,0 +1,430 @@
+//! A run's folder: what is in it, and how a checkpoint gets there whole or not at all.
+//!
+//! | | |
+//! |---|---|
+//! | `config.toml` | the resolved configuration |
+//! | `checkpoints/step-00001000/` | `weights.safetensors`, `optimizer.safetensors`, `state.json` of one step |
+//! | `last.safetensors` | the newest checkpoint's weights |
+//! | `best.safetensors` | the weights of the best evaluation so far |
+//! | `merged.safetensors` | what `--merge` made of the checkpoint |
+//! | `bad_batch.safetensors` | the batch that made a loss or gradient infinite |
+//!
+//! and what [`crate::report::run_files`] lists.
+//!
+//! A checkpoint is written under a name that nobody reads, every file is flushed to the disk, and one rename makes it
+//! count; only then is the one before it removed. So weights and optimizer are always of the same step, and a full disk
+//! or a crash leaves the last complete checkpoint as it was.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use formats::show_path;
+use serde::{Deserialize, Serialize};
+
+use super::config::Config;
+use super::recorder::TENSORBOARD;
+use super::resolve::Layers;
+use crate::report::metrics_log::METRICS;
+use crate::report::run_files::{CONFIG, RESULT, SAMPLE_IMAGES, SAMPLES};
+use crate::trainer::Trainer;
+
+pub const LAST: &str = "last.safetensors";
+pub const BEST: &str = "best.safetensors";
+pub const BAD_BATCH: &str = "bad_batch.safetensors";
+pub const MERGED: &str = "merged.safetensors";
+const CHECKPOINTS: &str = "checkpoints";
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct RunDir(PathBuf);
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Updates done.
+    pub step: u64,
+    /// Updates in all.
+    pub steps: u64,
+    /// Where the loader is: the epoch, counted from 0, and batches done in it.
+    pub epoch: u64,
+    pub batch: u64,
+    pub seed: u64,
+    /// Training examples; where this differs, the data set is another.
+    pub examples: u64,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// The last evaluation.
+    pub metrics: Option<serde_json::Map<String, serde_json::Value>>,
+    /// An evaluation at this step was interrupted, or not begun.
+    pub evaluation_due: bool,
+    /// Seconds of training so far, over all sittings.
+    pub seconds: f64,
+}
+
+/// An evaluation that no later one has surpassed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    pub step: u64,
+    pub metric: String,
+    pub value: f64,
+}
+
+/// A complete checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saved {
+    pub state: State,
+    pub weights: PathBuf,
+    pub optimizer: PathBuf,
+}
+
+impl RunDir {
+    /// Makes a folder for a new run.
+    ///
+    /// # Errors
+    /// It holds a run already and `force` is not given, or it can't be made. With `force`, what the earlier run left is
+    /// removed, and nothing else that may be there.
+    pub fn create(path: &Path, force: bool) -> Result<RunDir> {
+        RunDir::check(path, force)?;
+        let run = RunDir(path.to_owned());
+        let shown = show_path(path);
+        if run.holds_a_run() {
+            run.clear().with_context(|| format!("{shown}: cannot remove the earlier run"))?;
+        }
+        fs::create_dir_all(run.path(CHECKPOINTS)).with_context(|| format!("{shown}: cannot make the run's folder"))?;
+        Ok(run)
+    }
+
+    /// Refuses a folder that [`RunDir::create`] would refuse, before any work is done.
+    pub fn check(path: &Path, force: bool) -> Result<()> {
+        let run = RunDir(path.to_owned());
+        let shown = show_path(path);
+        if path.exists() && !path.is_dir() {
+            bail!("{shown}: this is a file: give a folder for the run");
+        }
+        if run.holds_a_run() && !force {
+            bail!(
+                "{shown}: this folder already holds a run: --resume {shown} continues it, --force replaces it, or choose \
+                 another folder"
+            );
+        }
+        Ok(())
+    }
+
+    /// The folder of a run to go on with.
+    ///
+    /// # Errors
+    /// There is no run in it.
+    pub fn open(path: &Path) -> Result<RunDir> {
+        let run = RunDir(path.to_owned());
+        if !run.path(CONFIG).is_file() {
+            bail!("{}: there is no run to resume: no {CONFIG} in this folder", show_path(path));
+        }
+        Ok(run)
+    }
+
+    /// The folder itself.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn holds_a_run(&self) -> bool {
+        self.path(CONFIG).exists() || self.path(CHECKPOINTS).exists()
+    }
+
+    /// Removes what a run has left, and nothing else.
+    pub fn clear(&self) -> io::Result<()> {
+        // The configuration goes last: until then the folder is seen to hold a run.
+        for entry in fs::read_dir(&self.0)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if [LAST, BEST, BAD_BATCH, MERGED, RESULT, METRICS, SAMPLES].contains(&name) {
+                fs::remove_file(entry.path())?;
+            }
+            if [CHECKPOINTS, SAMPLE_IMAGES, TENSORBOARD].contains(&name) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        absent_is_fine(fs::remove_file(self.path(CONFIG)))
+    }
+
+    /// Writes `config.toml`.
+    pub fn save_config(&self, config: &Config) -> Result<()> {
+        let text = config.to_toml().map_err(|reason| anyhow::anyhow!("{}: {reason}", show_path(&self.path(CONFIG))))?;
+        let header = "# As resolved for this run. `engine finetune --config` on this file repeats it.\n\n";
+        Ok(formats::write::write_file(&self.path(CONFIG), format!("{header}{text}").as_bytes())?)
+    }
+
+    /// Reads `config.toml`.
+    pub fn config(&self) -> Result<Config> {
+        let mut layers = Layers::default();
+        // Every value is in the file, so what its preset says today doesn't matter.
+        layers.file(&self.path(CONFIG), true)?;
+        Ok(layers.config()?)
+    }
+
+    /// Saves a checkpoint and removes those before it.
+    ///
+    /// # Errors
+    /// Something can't be written; then nothing of this checkpoint is left, and earlier ones are as they were.
+    pub fn save(&self, trainer: &dyn Trainer, state: &State, metadata: &[(String, String)]) -> Result<()> {
+        let folder = self.path(CHECKPOINTS);
+        let name = self.free_name(state.step)?;
+        let (partial, target) = (folder.join(format!(".{name}.partial")), folder.join(&name));
+        self.write(trainer, state, metadata, &partial, &target).map_err(|e| {
+            let _ = fs::remove_dir_all(&partial);
+            let usable = match self.newest() {
+                Ok(Some(saved)) => format!("the checkpoint of step {} is still there", saved.state.step),
+                _ => "there is no earlier checkpoint".into(),
+            };
+            e.context(format!("{}: cannot save the checkpoint of step {} ({usable})", show_path(&self.0), state.step))
+        })?;
+        // From here on the checkpoint counts. What can't be tidied up now is tidied up the next time.
+        if let Ok(names) = self.checkpoint_names() {
+            for old in names.iter().filter(|&old| *old != name) {
+                let _ = fs::remove_dir_all(folder.join(old));
+            }
+        }
+        let last = self.path(LAST);
+        link(&target.join(WEIGHTS), &last).with_context(|| format!("{}: cannot be written", show_path(&last)))
+    }
+
+    fn write(
+        &self,
+        trainer: &dyn Trainer,
+        state: &State,
+        metadata: &[(String, String)],
+        partial: &Path,
+        target: &Path,
+    ) -> Result<()> {
+        absent_is_fine(fs::remove_dir_all(partial))?;
+        fs::create_dir_all(partial)?;
+        trainer.save_weights(&partial.join(WEIGHTS), metadata)?;
+        trainer.save_optimizer(&partial.join(OPTIMIZER))?;
+        fs::write(partial.join(STATE), serde_json::to_string_pretty(state)? + "\n")?;
+        for file in [WEIGHTS, OPTIMIZER, STATE] {
+            File::open(partial.join(file))?.sync_all()?;
+        }
+        flush_folder(partial)?;
+        fs::rename(partial, target)?;
+        if let Some(folder) = target.parent() {
+            flush_folder(folder)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the weights that an evaluation found best.
+    ///
+    /// # Errors
+    /// They can't be written; then the best before them are as they were.
+    pub fn save_best(&self, trainer: &dyn Trainer, metadata: &[(String, String)]) -> Result<()> {
+        let best = self.path(BEST);
+        trainer.save_weights(&best, metadata).with_context(|| {
+            format!("{}: cannot save the best weights (earlier ones are as they were)", show_path(&self.0))
+        })
+    }
+
+    /// The newest complete checkpoint, if there is any.
+    ///
+    /// # Errors
+    /// The folder can't be read, or a state file is damaged.
+    pub fn newest(&self) -> Result<Option<Saved>> {
+        let Some(name) = self.checkpoint_names()?.pop() else { return Ok(None) };
+        let folder = self.path(CHECKPOINTS).join(name);
+        let path = folder.join(STATE);
+        let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", show_path(&path)))?;
+        let state = serde_json::from_str(&text).with_context(|| format!("{}: no state of a run", show_path(&path)))?;
+        Ok(Some(Saved { state, weights: folder.join(WEIGHTS), optimizer: folder.join(OPTIMIZER) }))
+    }
+
+    /// A name for a checkpoint of this step, later in order than others of the same step: a rename can't replace a
+    /// folder, and the older one has to stay until the newer one counts.
+    fn free_name(&self, step: u64) -> Result<String> {
+        let same =
+            self.checkpoint_names()?.iter().filter_map(|name| order(name)).filter(|&(other, _)| other == step).max();
+        Ok(match same {
+            None => format!("step-{step:08}"),
+            Some((_, again)) => format!("step-{step:08}-{}", again + 1),
+        })
+    }
+
+    /// Names of complete checkpoints, oldest first.
+    fn checkpoint_names(&self) -> Result<Vec<String>> {
+        let folder = self.path(CHECKPOINTS);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e).with_context(|| format!("{}: cannot be read", show_path(&folder))),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.with_context(|| format!("{}: cannot be read", show_path(&folder)))?.file_name();
+            names.extend(name.to_str().map(str::to_owned));
+        }
+        names.retain(|name| order(name).is_some());
+        names.sort_by_key(|name| order(name));
+        Ok(names)
+    }
+}
+
+/// The step in a checkpoint's name, and which of the same step it is.
+fn order(name: &str) -> Option<(u64, u64)> {
+    let rest = name.strip_prefix("step-")?;
+    match rest.split_once('-') {
+        None => Some((rest.parse().ok()?, 0)),
+        Some((step, again)) => Some((step.parse().ok()?, again.parse().ok()?)),
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes `to` another name of the file `from`, or a copy where file systems have one name a file.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    let temporary = to.with_extension("linking");
+    absent_is_fine(fs::remove_file(&temporary))?;
+    fs::hard_link(from, &temporary).or_else(|_| fs::copy(from, &temporary).map(|_| ()))?;
+    fs::rename(&temporary, to)
+}
+
+#[cfg(unix)]
+fn flush_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn flush_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::Fake;
+    use super::*;
+
+    fn state(step: u64) -> State {
+        State { step, steps: 10, seed: 3, seconds: 0.1 + 0.2, ..State::default() }
+    }
+
+    fn contents(path: &Path) -> Vec<u8> {
+        fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    #[test]
+    fn a_checkpoint_is_found_again_and_replaces_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(&folder.path().join("run"), false).unwrap();
+        assert_eq!(run.newest().unwrap(), None);
+        run.save(&Fake::new(1), &state(2), &[]).unwrap();
+        let mut state = state(100_000_000);
+        state.best = Some(Best { step: 2, metric: "accuracy".into(), value: 0.1 });
+        run.save(&Fake::new(2), &state, &[]).unwrap();
+        let saved = run.newest().unwrap().expect("a checkpoint");
+        assert_eq!(saved.state, state);
+        assert_eq!(contents(&saved.weights), contents(&run.path(LAST)));
+        assert_eq!(run.checkpoint_names().unwrap(), ["step-100000000"]);
+        let mut fake = Fake::new(9);
+        fake.restore(&saved.weights, &saved.optimizer).unwrap();
+        assert_eq!(fake, Fake::new(2));
+    }
+
+    #[test]
+    fn a_failed_save_leaves_the_checkpoint_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), false).unwrap();
+        run.save(&Fake::new(1), &state(4), &[]).unwrap();
+        for failing in [Fake::new(2).failing_weights(), Fake::new(2).failing_optimizer()] {
+            for step in [4, 8] {
+                let error = format!("{:#}", run.save(&failing, &state(step), &[]).unwrap_err());
+                assert!(error.contains(&format!("cannot save the checkpoint of step {step}")), "{error}");
+                assert!(error.contains("(the checkpoint of step 4 is still there)"), "{error}");
+                assert!(error.ends_with("No space left on device"), "{error}");
+                let saved = run.newest().unwrap().expect("the checkpoint before");
+                assert_eq!(saved.state.step, 4);
+                let mut fake = Fake::new(9);
+                fake.restore(&saved.weights, &saved.optimizer).unwrap();
+                assert_eq!(fake, Fake::new(1));
+                let left: Vec<_> = fs::read_dir(run.path(CHECKPOINTS)).unwrap().collect();
+                assert_eq!(left.len(), 1, "nothing half-written stays");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_unfinished_does_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), false).unwrap();
+        run.save(&Fake::new(1), &state(4), &[]).unwrap();
+        let partial = run.path(CHECKPOINTS).join(".step-00000008.partial");
+        fs::create_dir(&partial).unwrap();
+        fs::write(partial.join(WEIGHTS), "half").unwrap();
+        assert_eq!(run.newest().unwrap().unwrap().state.step, 4);
+        run.save(&Fake::new(2), &state(8), &[]).unwrap();
+        assert_eq!(run.newest().unwrap().unwrap().state.step, 8);
+    }
+
+    #[test]
+    fn saving_a_step_again_replaces_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), false).unwrap();
+        run.save(&Fake::new(1), &state(4), &[]).unwrap();
+        run.save(&Fake::new(2), &state(4), &[]).unwrap();
+        let saved = run.newest().unwrap().unwrap();
+        let mut fake = Fake::new(9);
+        fake.restore(&saved.weights, &saved.optimizer).unwrap();
+        assert_eq!(fake, Fake::new(2));
+    }
+
+    #[test]
+    fn a_folder_that_holds_a_run_needs_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a").join("run");
+        let run = RunDir::create(&path, false).unwrap();
+        run.save_config(&Config::default()).unwrap();
+        run.save(&Fake::new(1), &state(4), &[]).unwrap();
+        fs::write(run.path("notes.txt"), "mine").unwrap();
+        let error = RunDir::create(&path, false).unwrap_err().to_string();
+        assert!(error.contains("already holds a run: --resume "), "{error}");
+        assert!(run.newest().unwrap().is_some());
+        let run = RunDir::create(&path, true).unwrap();
+        assert_eq!(run.newest().unwrap(), None);
+        assert!(!run.path(LAST).exists() && !run.path(CONFIG).exists());
+        assert_eq!(contents(&run.path("notes.txt")), b"mine");
+    }
+
+    #[test]
+    fn a_file_is_no_folder_and_an_empty_folder_no_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(RunDir::create(&file, true).unwrap_err().to_string().ends_with("give a folder for the run"));
+        let error = RunDir::open(folder.path()).unwrap_err().to_string();
+        assert!(error.ends_with("there is no run to resume: no config.toml in this folder"), "{error}");
+    }
+
+    #[test]
+    fn the_configuration_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), false).unwrap();
+        let config =
+            Config { preset: Some("default".into()), lr: 1.0 / 3.0, steps: Some(3), epochs: None, ..Config::default() };
+        run.save_config(&config).unwrap();
+        assert_eq!(RunDir::open(folder.path()).unwrap().config().unwrap(), config);
+    }
+}
