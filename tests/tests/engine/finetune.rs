@@ -1,0 +1,161 @@
+//! `engine finetune`, `engine presets`, and what goes wrong with them.
+
+use std::path::Path;
+
+use blackbox::Folder;
+use serde_json::Value;
+
+use crate::{engine, failed, rejected};
+
+/// A model that needs no vocabulary: image classification on the built-in data, small enough for a test.
+const SMALL: &str = "--task img_cls --batch-size 4 --accumulate 2 --device cpu --set val_limit=12 --set samples=2";
+
+/// What equal runs have in common of `metrics.jsonl`.
+fn curve(run: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let lines = text.lines().map(|line| {
+        let mut line: Value = serde_json::from_str(line).expect("JSON");
+        for timed in ["seconds", "images_per_second", "data_wait"] {
+            line.as_object_mut().expect("an object").remove(timed);
+        }
+        line
+    });
+    lines.collect()
+}
+
+#[test]
+fn presets_are_listed_and_printed() {
+    let folder = Folder::new();
+    let list = engine(&folder, "presets").done();
+    for name in ["toy", "easy-vqa", "irtr-coco-base-384", "vqa-base-480", "pretrain-base-224"] {
+        assert!(list.lines().any(|line| line.starts_with(name)), "{name}: {list}");
+    }
+    let vqa = engine(&folder, "presets vqa-base-480").done();
+    assert!(vqa.starts_with('#') && vqa.contains("\nlr = 3e-5\nlr_mult = 10\n"), "{vqa}");
+    let typo = rejected(&folder, "presets vqa-base-840");
+    assert!(typo.contains("unknown preset 'vqa-base-840': did you mean 'vqa-base-480'?"), "{typo}");
+}
+
+#[test]
+fn wrong_usage_names_the_key_and_leaves_nothing() {
+    let folder = Folder::with_golden(&["model_ufo.safetensors"]);
+    folder.write("typo.toml", "lr = 1e-3\nbatch_sise = 8\n");
+    for (line, wanted) in [
+        ("--set lrr=3", "--set lrr=3: unknown key 'lrr': did you mean 'lr'?"),
+        ("--config typo.toml", "typo.toml: line 2: unknown key 'batch_sise': did you mean 'batch_size'?"),
+        ("--batch-size 0", "batch_size is 0: it must be at least 1"),
+        ("--lr inf", "lr is inf: it must be a finite number from 0 on"),
+        ("--steps 3 --epochs 2", "cannot be used with"),
+        ("--task img_cls --image-size 50", "image_size 50 is not a multiple of the patch size 16: try 48 or 64"),
+        ("--preset pretrain-base-224", "pre-training"),
+        ("--resume run", "cannot be used with"),
+        ("--task vqaa", "vqaa"),
+        ("--task img_cls --merge average", "it is interpolate:RATIO, arithmetic:LAMBDA:SEED or regmean:GRAMS"),
+    ] {
+        let said = rejected(&folder, &format!("finetune model_ufo.safetensors -o run {line}"));
+        assert!(said.contains(wanted), "{line}: {said}");
+    }
+    let missing = failed(&folder, "finetune no.ckpt -o run --task img_cls");
+    assert!(missing.starts_with("no.ckpt: "), "{missing}");
+    let data = failed(&folder, "finetune model_ufo.safetensors -o run --task img_cls --data nowhere");
+    assert!(data.starts_with("nowhere: "), "{data}");
+    assert_eq!(folder.names(), ["model_ufo.safetensors", "typo.toml"]);
+}
+
+#[test]
+fn a_merge_on_the_way_in_gives_the_numbers_of_vlmerge() {
+    let folder = Folder::with_golden(&["ms.ckpt"]);
+    blackbox::program("vlmerge");
+    let line = format!("finetune ms.ckpt --merge interpolate:0.5 {SMALL} --steps 2 -o run --quiet");
+    let report = engine(&folder, &line).done();
+    assert!(report.contains("2 updates done") && report.contains("run/best.safetensors"), "{report}");
+    folder.vlmerge("interpolate ms.ckpt --ratio 0.5 -o merged.safetensors").done();
+    assert_eq!(folder.tensors("run/merged.safetensors"), folder.tensors("merged.safetensors"));
+    let result: Value = serde_json::from_slice(&folder.read("run/result.json")).expect("JSON");
+    assert_eq!((&result["status"], &result["recipe"]["method"]), (&"finished".into(), &"interpolate".into()));
+    for file in ["config.toml", "last.safetensors", "best.safetensors", "metrics.jsonl", "samples.json", "tensorboard"] {
+        assert!(folder.path("run").join(file).exists(), "{file}");
+    }
+
+    let table = engine(&folder, "eval run/best.safetensors --data toy --limit 12 --device cpu --quiet").done();
+    assert!(table.contains("top-1 accuracy") && table.contains("12 images"), "{table}");
+    let line = "eval run/best.safetensors --data toy --limit 12 --device cpu --quiet --json --details details.jsonl";
+    let report: Value = serde_json::from_str(&engine(&folder, line).done()).expect("JSON");
+    assert_eq!(report["task"], "img_cls");
+    assert_eq!(report["splits"]["val"]["images"], 12);
+    assert_eq!(report["splits"]["val"]["top_1"], result["metrics"]["top_1"]);
+    assert_eq!(String::from_utf8(folder.read("details.jsonl")).expect("UTF-8").lines().count(), 12);
+
+    let again = failed(&folder, &format!("finetune ms.ckpt {SMALL} --steps 2 -o run"));
+    assert!(again.contains("run: this folder already holds a run: --resume run continues it"), "{again}");
+    let seed = failed(&folder, &format!("finetune ms.ckpt --merge arithmetic:0.5:no.ckpt {SMALL} --steps 2 -o other"));
+    assert!(seed.starts_with("--merge: no.ckpt: "), "{seed}");
+    assert!(!folder.path("other").exists());
+}
+
+#[cfg(unix)]
+mod signals {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::engine_command;
+
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// Runs until a few updates are done, then sends a signal and waits for the end.
+    fn interrupted(folder: &Folder, line: &str, signal: &str, after: usize) -> std::process::Output {
+        let command = engine_command(folder, line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut running = command.expect("engine runs");
+        let started = Instant::now();
+        let lines = || std::fs::read_to_string(folder.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
+        while lines() < after {
+            assert!(running.try_wait().expect("a state").is_none(), "it ended before it was interrupted");
+            assert!(started.elapsed() < PATIENCE, "it never began");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let kill = Command::new("sh").args(["-c", &format!("kill -{signal} {}", running.id())]).status();
+        assert!(kill.expect("sh runs").success());
+        running.wait_with_output().expect("an end")
+    }
+
+    #[test]
+    fn an_interrupted_run_saves_itself_and_goes_on_with_the_same_curve() {
+        let folder = Folder::with_golden(&["model_all_moe.safetensors"]);
+        let line = format!("finetune model_all_moe.safetensors {SMALL} --steps 40 --set eval_every=15 --set drop_rate=0.2");
+        engine(&folder, &format!("{line} -o whole --quiet")).done();
+        let ended = interrupted(&folder, &format!("{line} -o run"), "INT", 5);
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        assert_eq!(ended.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+        assert!(said.starts_with("stopped after ") && said.contains("engine finetune --resume run"), "{said}");
+        let ended = interrupted(&folder, "finetune --resume run", "TERM", 20);
+        assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+        let report = engine(&folder, "finetune --resume run --quiet").done();
+        assert!(report.starts_with("40 updates done"), "{report}");
+        assert_eq!(curve(&folder.path("run")), curve(&folder.path("whole")));
+        assert_eq!(folder.tensors("run/last.safetensors"), folder.tensors("whole/last.safetensors"));
+        assert_eq!(folder.tensors("run/best.safetensors"), folder.tensors("whole/best.safetensors"));
+    }
+
+    #[test]
+    fn a_full_disk_fails_the_save_and_not_the_checkpoint_before_it() {
+        let folder = Folder::with_golden(&["model_ufo.safetensors"]);
+        let line = format!("finetune model_ufo.safetensors {SMALL} --steps 12 --set eval_every=12 --set checkpoint_every=4");
+        engine(&folder, &format!("{line} -o whole --quiet")).done();
+        let ended = interrupted(&folder, &format!("{line} -o run"), "INT", 2);
+        assert_eq!(ended.status.code(), Some(0));
+        let before = folder.read("run/last.safetensors");
+        // No file may grow beyond 64 KiB (of 512 bytes): enough for a line of metrics, not for weights.
+        let program = blackbox::program("engine");
+        let limited = format!("ulimit -f 128; exec {} finetune --resume run --quiet", program.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &limited]).current_dir(folder.path(""));
+        let ran = blackbox::Ran::of(command, &limited);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:#?}");
+        assert!(ran.stderr.contains("cannot save the checkpoint of step "), "{ran:#?}");
+        assert!(ran.stderr.contains("is still there"), "{ran:#?}");
+        assert_eq!(folder.read("run/last.safetensors"), before);
+        engine(&folder, "finetune --resume run --quiet").done();
+        assert_eq!(curve(&folder.path("run")), curve(&folder.path("whole")));
+    }
+}
