@@ -60,6 +60,11 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// An f32 as JSON shows it best: without the digits that it doesn't have.
+pub fn rounded(value: f32) -> f64 {
+    (f64::from(value) * 1e6).round() / 1e6
+}
+
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
         Command::Bench(command) => bench::run(command, context),
