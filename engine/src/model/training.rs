@@ -51,6 +51,8 @@ pub struct Settings {
     /// Stochastic depth's rate in the last layer.
     pub drop_path: f64,
     pub precision: Precision,
+    /// Normalised and activated values are computed again in the backward pass instead of being kept.
+    pub activation_checkpointing: bool,
     pub seed: u64,
 }
 
