@@ -139,8 +139,8 @@ fn report_unreadable(files: &[PathBuf], found: &Embedded, context: &Context) -> 
         let of = files.len();
         match named.len() {
             1 if of == 1 => bail!("{first}"),
-            count if count == of => bail!("none of the {of} images can be read; {first} is the first"),
-            count => bail!("{count} of {of} images can't be read, more than 1 %; {first} is the first"),
+            count if count == of => bail!("none of the {of} images can be read, such as {first}"),
+            count => bail!("{count} of {of} images can't be read, more than 1 %, such as {first}"),
         }
     }
     for (path, cause) in &named {

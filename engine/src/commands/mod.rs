@@ -1,5 +1,6 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod bench;
 pub mod data;
 pub mod embed;
 pub mod eval;
@@ -59,8 +60,14 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// An f32 as JSON shows it best: without the digits that it doesn't have.
+pub fn rounded(value: f32) -> f64 {
+    (f64::from(value) * 1e6).round() / 1e6
+}
+
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
+        Command::Bench(command) => bench::run(command, context),
         Command::Embed(args) => embed::run(args, context),
         Command::Finetune(args) => finetune::run(args, context),
         Command::Eval(args) => eval::run(args, context),

@@ -210,7 +210,7 @@ fn nlvr2(args: &Nlvr2Args, context: &Context) -> Result<Report> {
     let answer = truth > 0.5;
     if args.json.json {
         let report = json!({
-            "left": args.left, "right": args.right, "text": text, "answer": answer, "probability_true": truth,
+            "left": args.left, "right": args.right, "text": text, "answer": answer, "probability_true": super::rounded(truth),
         });
         return Ok(Report::done(format!("{report:#}\n")));
     }
@@ -290,7 +290,7 @@ fn ranked(
     if as_json {
         let list: Vec<Value> = guesses
             .iter()
-            .map(|guess| json!({one: name(guess), "label": guess.label, "probability": guess.probability}))
+            .map(|guess| json!({one: name(guess), "label": guess.label, "probability": super::rounded(guess.probability)}))
             .collect();
         let mut report = about;
         report[many] = list.into();

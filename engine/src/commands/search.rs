@@ -101,8 +101,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         write_page(html, args, &hits)?;
     }
     if args.json.json {
-        let found: Vec<_> =
-            hits.iter().map(|hit| json!({"path": args.images.join(hit.name), "score": hit.score})).collect();
+        let found: Vec<_> = hits
+            .iter()
+            .map(|hit| json!({"path": args.images.join(hit.name), "score": super::rounded(hit.score)}))
+            .collect();
         let unreadable: Vec<_> = index
             .unreadable()
             .map(|entry| json!({"path": args.images.join(&entry.name), "cause": entry.problem()}))

@@ -173,7 +173,67 @@ fn concerns(name: &str, expert: Expert) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::open::{open_runner, read_probe_batch};
     use super::*;
+    use crate::device::Choice;
+
+    fn golden(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/golden").join(name)
+    }
+
+    /// A part of a checkpoint gives what the whole gives, whatever has experts.
+    #[test]
+    fn a_modality_alone_embeds_as_the_whole_model() {
+        let batch = read_probe_batch(&golden("batch.safetensors")).unwrap();
+        let (mut texts, images) = (batch.texts.unwrap(), batch.images.unwrap());
+        // A short text among longer ones, and all of them shorter than the model's.
+        for row in 0..texts.count {
+            let words = if row == 0 { 3 } else { 6 };
+            texts.mask[row * texts.len..(row + 1) * texts.len].fill(0);
+            texts.mask[row * texts.len..row * texts.len + words].fill(1);
+        }
+        for variant in ["ufo", "ln_moe", "attn_moe", "ffn_moe", "all_moe"] {
+            let options = Options {
+                device: Choice::Cpu,
+                image_size: Some(images.size),
+                heads_file: Some(golden(&format!("heads_{variant}.safetensors"))),
+                ..Options::default()
+            };
+            let path = golden(&format!("model_{variant}.safetensors"));
+            let (whole, _) = open_runner(&path, &options).unwrap();
+            let close = |found: Matrix, expected: Matrix, what: &str| {
+                assert_eq!((found.rows, found.columns), (expected.rows, expected.columns), "{variant}: {what}");
+                let far = found.values.iter().zip(&expected.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(far < 1e-5, "{variant}: {what} differ by {far}");
+            };
+            let (encoder, _) = ImageEncoder::open(&path, &options).unwrap();
+            close(encoder.embed(&images).unwrap(), whole.embed_images(&images).unwrap(), "images");
+            for batch_size in [1, 3, 100] {
+                let encoder = TextEncoder::open(&path, &options).unwrap();
+                assert_eq!(encoder.text_len(), texts.len);
+                close(encoder.embed(&texts, batch_size).unwrap(), whole.embed_texts(&texts).unwrap(), "texts");
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_without_the_head_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("headless.safetensors");
+        let whole = formats::open(golden("model_ufo.safetensors")).unwrap();
+        let kept: Vec<_> = whole.tensors().iter().filter(|info| !info.name.contains("ifm_")).collect();
+        let tensors = kept.iter().map(|info| {
+            let mut values = Vec::new();
+            whole.read_f32(whole.position(&info.name).unwrap(), 0..info.elements(), &mut values).unwrap();
+            super::super::save::HostTensor { name: info.name.clone(), shape: info.shape.clone(), values }
+        });
+        super::super::save::write(&path, tensors.collect(), &Default::default()).unwrap();
+        let options = Options { device: Choice::Cpu, image_size: Some(48), ..Options::default() };
+        let text = TextEncoder::open(&path, &options).err().unwrap().to_string();
+        let image = ImageEncoder::open(&path, &options).err().unwrap().to_string();
+        assert!(text.contains("no head for irtr (ifm_text_proj.fc.weight)"), "{text}");
+        assert!(image.contains("no head for irtr (ifm_image_proj.fc.weight)"), "{image}");
+    }
 
     #[test]
     fn what_a_modality_needs() {

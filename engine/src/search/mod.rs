@@ -98,7 +98,7 @@ impl Plan {
         if index.readable() == 0 {
             let first = index.unreadable().next().map(|entry| format!("{}: {}", entry.name, entry.problem()));
             let first = formats::show_name(&first.unwrap_or_default());
-            bail!("{}: none of its {} images can be read; {first}", show_path(search.folder), files.len());
+            bail!("{}: none of its {} images can be read, such as {first}", show_path(search.folder), files.len());
         }
         Ok((index, changes))
     }

@@ -65,7 +65,7 @@ pub fn heads(task: Task, labels: usize) -> Heads {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+pub fn settings(config: &Config) -> Settings {
     Settings {
         optimizer: Optimizer {
             beta_1: config.beta1,
