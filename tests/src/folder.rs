@@ -94,6 +94,20 @@ impl Folder {
         Ran::of(self.command(line), &format!("vlmerge {line}"))
     }
 
+    /// Runs `engine` with these words, its working directory the folder.
+    #[track_caller]
+    pub fn engine(&self, words: &[&str]) -> Ran {
+        let mut command = std::process::Command::new(program("engine"));
+        command.args(words).current_dir(self.0.path());
+        Ran::of(command, &format!("engine {}", words.join(" ")))
+    }
+
+    /// Runs what `engine` must refuse with one line, which is returned, and must leave the folder as it was.
+    #[track_caller]
+    pub fn engine_refuses(&self, words: &[&str]) -> String {
+        self.unchanged(|| self.engine(words).failed())
+    }
+
     /// Runs what must be refused with one line, which is returned, and must leave the folder as it was.
     #[track_caller]
     pub fn refuses(&self, line: &str) -> String {
@@ -150,14 +164,30 @@ impl Ran {
     #[track_caller]
     pub fn warned(self) -> String {
         assert_eq!(self.code, Some(0), "{self:#?}");
-        self.one_line("vlmerge: warning: ")
+        self.one_line(&format!("{}: warning: ", self.program()))
     }
 
     /// The one line on stderr, without the program's name; it must have failed and printed nothing else.
     #[track_caller]
     pub fn failed(self) -> String {
         assert_eq!((self.code, self.stdout.as_str()), (Some(1), ""), "{self:#?}");
-        self.one_line("vlmerge: ")
+        self.one_line(&format!("{}: ", self.program()))
+    }
+
+    /// What it printed, and its lines on stderr without the program's name; it must have succeeded.
+    #[track_caller]
+    pub fn noted(self) -> (String, Vec<String>) {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        let start = format!("{}: ", self.program());
+        let notes = self.stderr.lines().map(|line| match line.strip_prefix(&start) {
+            Some(note) => note.to_owned(),
+            None => panic!("no line of '{start}…': {self:#?}"),
+        });
+        (self.stdout.clone(), notes.collect())
+    }
+
+    fn program(&self) -> &str {
+        self.line.split(' ').next().unwrap_or_default()
     }
 
     #[track_caller]

@@ -1,6 +1,11 @@
 //! `engine` from the outside: what it prints, what it writes, and how it ends.
 
+mod embed;
 mod finetune;
+mod inputs;
+mod models;
+mod predict;
+mod search;
 
 use std::process::Command;
 
