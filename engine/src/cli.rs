@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand};
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
-use crate::commands::{data, embed, eval, finetune, grams, info, predict, presets, probe, report, search, selftest};
+use crate::commands::{
+    bench, data, embed, eval, finetune, grams, info, predict, presets, probe, report, search, selftest,
+};
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
 #[derive(Debug, Parser)]
@@ -54,6 +56,9 @@ pub enum Command {
     Probe(probe::Args),
     /// Find the images of a folder that a text describes.
     Search(search::Args),
+    /// Measure how fast training is.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Compare a device with golden values and measure its speed.
     Selftest(selftest::Args),
 }

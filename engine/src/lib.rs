@@ -5,6 +5,7 @@
 //! behind which the device and the precision are chosen at run time.
 
 pub mod batch;
+pub mod bench;
 pub mod data;
 pub mod device;
 pub mod embed;

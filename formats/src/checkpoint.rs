@@ -314,7 +314,11 @@ impl Checkpoint {
         self.read_into(tensor, range, out)
     }
 
-    fn read_into(&self, tensor: usize, range: Range<usize>, out: &mut [u8]) -> Result<()> {
+    /// As [`Checkpoint::read`], into memory of just that length.
+    ///
+    /// # Panics
+    /// If `tensor` or `range` is out of bounds, or `out` of another length.
+    pub fn read_into(&self, tensor: usize, range: Range<usize>, out: &mut [u8]) -> Result<()> {
         let info = &self.tensors[tensor];
         let size = info.dtype.size();
         assert!(range.start <= range.end && range.end <= info.elements(), "range within the tensor");

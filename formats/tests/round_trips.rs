@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use formats::write::{Metadata, PIECE, Piece, Writer};
+use formats::write::{Metadata, PIECE, Piece, Production, Writer};
 use formats::{Dtype, Error, TensorInfo};
 use proptest::prelude::*;
 
@@ -110,6 +110,36 @@ proptest! {
     fn a_safetensors_file_comes_back(mut tensors in any_tensors(), metadata in any_metadata()) {
         tensors.retain(|_, (dtype, ..)| dtype.safetensors_name().is_some());
         round_trip("model.safetensors", &tensors, &metadata);
+    }
+}
+
+#[test]
+fn tensors_with_one_anothers_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["model.ckpt", "model.safetensors"] {
+        let path = folder.path().join(file);
+        let infos = ["a", "b", "c", "d"].map(|name| info(name, Dtype::U8, &[2])).to_vec();
+        let writer = Writer::create(&path, infos, &Metadata::new()).unwrap();
+        // b and d are a.
+        let production = |tensor| [Production::Whole, Production::As(0), Production::Runs, Production::As(0)][tensor];
+        let produced = std::sync::Mutex::new(Vec::new());
+        writer
+            .fill_as(2, production, |piece: &Piece, bytes: &mut Vec<u8>| -> Result<&[u8], Error> {
+                produced.lock().unwrap().push((piece.tensor, piece.copies()));
+                *bytes = vec![piece.tensor as u8; 2];
+                Ok(bytes)
+            })
+            .unwrap();
+        writer.finish(&Metadata::new()).unwrap();
+        let mut produced = produced.into_inner().unwrap();
+        produced.sort_unstable();
+        assert_eq!(produced, [(0, 3), (2, 1)]);
+        let checkpoint = formats::open(&path).unwrap();
+        for (name, value) in [("a", 0), ("b", 0), ("c", 2), ("d", 0)] {
+            let mut bytes = Vec::new();
+            checkpoint.read(checkpoint.position(name).unwrap(), 0..2, &mut bytes).unwrap();
+            assert_eq!(bytes, [value; 2], "{file} {name}");
+        }
     }
 }
 

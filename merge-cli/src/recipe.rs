@@ -15,6 +15,9 @@ pub struct Recipe {
     pub tool: String,
     pub version: String,
     pub method: String,
+    /// The layout that was asked for: a built-in one's name, or a file's text in full, which has more than one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<String>,
     #[serde(default)]
     pub parameters: Map<String, Value>,
     /// Other parameters for some of the tensors.
@@ -42,6 +45,7 @@ impl Recipe {
             tool: "vlmerge".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             method: method.into(),
+            layout: None,
             parameters,
             rules: Vec::new(),
             inputs: Vec::new(),

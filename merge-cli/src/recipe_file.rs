@@ -35,12 +35,10 @@ pub struct RecipeFile {
     pub recipe: Recipe,
     /// Where to write, if the file says so.
     pub output: Option<String>,
-    /// A built-in layout's name or a TOML file, if the file says so.
-    pub layout: Option<String>,
 }
 
-/// Files beyond this are refused unread: a recipe is a page of text.
-const MAX_BYTES: usize = 1 << 20;
+/// Files beyond this are refused unread: a recipe is a page of text, with perhaps a layout in it.
+const MAX_BYTES: usize = 4 << 20;
 
 /// Reads a recipe.
 ///
@@ -86,14 +84,14 @@ fn parse(text: &str) -> Result<RecipeFile, Complaint> {
     let Some(known) = methods::parameter_names(&method) else {
         return complain(method_at, unknown("method", &method, methods::NAMES));
     };
-    let mut file = RecipeFile { recipe: Recipe::new(&method, Map::new()), output: None, layout: None };
+    let mut file = RecipeFile { recipe: Recipe::new(&method, Map::new()), output: None };
     let mut parameters_at = method_at;
     const KEYS: &[&str] = &["method", "output", "layout", "tool", "version", "input", "parameters", "rule"];
     for (key, value) in table {
         match key.get_ref().as_ref() {
             "method" => {}
             "output" => file.output = Some(string(value)?),
-            "layout" => file.layout = Some(string(value)?),
+            "layout" => file.recipe.layout = Some(string(value)?),
             "tool" => file.recipe.tool = string(value)?,
             "version" => file.recipe.version = string(value)?,
             "input" => file.recipe.inputs = tables(value)?.into_iter().map(input).collect::<Result<_, _>>()?,
@@ -259,6 +257,9 @@ pub fn write(recipe: &Recipe) -> String {
         let _ = writeln!(out, "{key} = {}", toml_value(value));
     };
     line("method", &Value::from(recipe.method.as_str()));
+    if let Some(layout) = &recipe.layout {
+        line("layout", &Value::from(layout.as_str()));
+    }
     for input in &recipe.inputs {
         out.push_str("\n[[input]]\n");
         for (key, text) in [
@@ -350,7 +351,8 @@ ratio = 0.3
 
     #[test]
     fn what_is_written_reads_back() {
-        let recipe = read(TEXT, Path::new("r.toml")).unwrap().recipe;
+        let mut recipe = read(TEXT, Path::new("r.toml")).unwrap().recipe;
+        recipe.layout = Some("name = \"own\"\r\nrecognise = ['^\\d+\\.', \"\"\"a\"\"\"]\n# λ\t\u{1}\n".into());
         let again = read(&write(&recipe), Path::new("r.toml")).unwrap().recipe;
         assert_eq!(recipe, again);
     }

@@ -1,10 +1,11 @@
 //! Streaming a list of jobs into a file.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use formats::write::{Metadata, PIECE, Piece, Writer};
+use formats::write::{Metadata, PIECE, Piece, Production, Writer};
 use formats::{CONFIG_KEY, Checkpoint, Digester, Dtype, Error, Result, encode_f32, encode_f64};
 
 use crate::jobs::{Job, Merge, Source};
@@ -88,25 +89,25 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
         writer = writer.under(root);
     }
     // The container may order tensors its own way.
-    let mut order: std::collections::HashMap<String, Job> =
-        jobs.drain(..).map(|job| (job.info.name.clone(), job)).collect();
+    let mut order: HashMap<String, Job> = jobs.drain(..).map(|job| (job.info.name.clone(), job)).collect();
     let jobs: Vec<Job> = writer.tensors().iter().filter_map(|info| order.remove(&info.name)).collect();
     let surveys = match method {
         Some(method) => survey(method, &jobs, &inputs, threads)?,
         None => Vec::new(),
     };
     let producer = Producer { inputs, digesters: &digesters, method, overflowed: AtomicU64::new(0) };
-    let whole = |tensor: usize| {
-        let is_merge = matches!(jobs[tensor].source, Source::Merge(_));
-        is_merge && method.is_some_and(|method| method.whole_tensors())
-    };
-    writer.fill(threads, whole, |piece: &Piece, buffers: &mut Buffers| -> Result<&[u8]> {
-        let job = &jobs[piece.tensor];
-        let survey = surveys.get(piece.tensor).map_or(&[][..], Vec::as_slice);
-        let bytes = producer.produce(job, survey, piece, buffers)?;
-        progress(bytes.len() as u64);
-        Ok(bytes)
-    })?;
+    let production = productions(&jobs, method.is_some_and(|method| method.whole_tensors()));
+    writer.fill_as(
+        threads,
+        |tensor| production[tensor],
+        |piece: &Piece, buffers: &mut Buffers| -> Result<&[u8]> {
+            let job = &jobs[piece.tensor];
+            let survey = surveys.get(piece.tensor).map_or(&[][..], Vec::as_slice);
+            let bytes = producer.produce(job, survey, piece, buffers)?;
+            progress((bytes.len() * piece.copies()) as u64);
+            Ok(bytes)
+        },
+    )?;
     if let Some(method) = method {
         method.finish()?;
     }
@@ -123,6 +124,20 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
         overflowed,
         recipe,
     })
+}
+
+/// How each job's tensor is produced. Merges of `whole` tensors that go by several names are computed once.
+fn productions(jobs: &[Job], whole: bool) -> Vec<Production> {
+    let mut first: HashMap<&str, usize> = HashMap::new();
+    let numbered = jobs.iter().enumerate();
+    let production = numbered.map(|(number, job)| match &job.source {
+        Source::Merge(merge) if whole => match *first.entry(merge.name.as_str()).or_insert(number) {
+            earlier if earlier < number => Production::As(earlier),
+            _ => Production::Whole,
+        },
+        _ => Production::Runs,
+    });
+    production.collect()
 }
 
 /// Whether the method takes every merge there is.

@@ -219,6 +219,43 @@ fn a_users_own_layout() {
     assert!(resized.get("model.vision.patch_embedding.position_ids").is_none());
 }
 
+/// A recipe needs neither the layout's file nor the option again.
+#[test]
+fn recipes_keep_the_layout() {
+    let folder = Folder::new();
+    folder.zip("cogvlm.bin", &cogvlm(), None);
+    let own = std::fs::read_to_string(example_layout()).unwrap();
+    std::fs::write(folder.path("own.toml"), &own).unwrap();
+    folder.ok(&["interpolate", "cogvlm.bin", "--layout", "own.toml", "--ratio", "0.75", "-o", "merged.bin"]);
+    std::fs::remove_file(folder.path("own.toml")).unwrap();
+    assert_eq!(folder.json(&["recipe", "merged.bin"])["layout"], own.as_str());
+    std::fs::write(folder.path("again.toml"), folder.ok(&["recipe", "merged.bin"])).unwrap();
+    folder.ok(&["merge", "--recipe", "again.toml", "-o", "again.bin"]);
+    let bytes = |name| std::fs::read(folder.path(name)).unwrap();
+    assert!(bytes("again.bin") == bytes("merged.bin"));
+
+    // Written by hand: a file beside the recipe, wherever one is.
+    std::fs::create_dir(folder.path("below")).unwrap();
+    std::fs::write(folder.path("below/own.toml"), &own).unwrap();
+    let recipe = "method = \"interpolate\"\nlayout = \"own.toml\"\n[parameters]\nratio = 0.75\n\
+                  [[input]]\nrole = \"checkpoint\"\nfile = \"../cogvlm.bin\"\n";
+    std::fs::write(folder.path("below/hand.toml"), recipe).unwrap();
+    folder.ok(&["merge", "--recipe", "below/hand.toml", "-o", "hand.bin"]);
+    assert!(bytes("hand.bin") == bytes("merged.bin"));
+
+    // A built-in layout by its name, and nothing where it was found.
+    folder.zip("beit3.pth", &beit3(&spec(2, 0)), Some("model"));
+    folder.ok(&["interpolate", "beit3.pth", "--layout", "beit3", "--ratio", "0.5", "-o", "named.pth"]);
+    assert_eq!(folder.json(&["recipe", "named.pth"])["layout"], "beit3");
+    folder.ok(&["interpolate", "beit3.pth", "--ratio", "0.5", "-o", "found.pth"]);
+    assert!(folder.json(&["recipe", "found.pth"]).get("layout").is_none());
+
+    let wrong = recipe.replace("\"own.toml\"", "\"\"\"\nname = 3\n\"\"\"");
+    std::fs::write(folder.path("wrong.toml"), wrong.replace("../", "")).unwrap();
+    let message = folder.error(&["merge", "--recipe", "wrong.toml", "-o", "x.bin"]);
+    assert!(message.starts_with("wrong.toml: the recipe's layout: line 1: "), "{message}");
+}
+
 #[test]
 fn layouts_that_are_none() {
     let folder = Folder::new();

@@ -355,6 +355,22 @@ mod by_definition {
     }
 
     #[test]
+    fn one_solution_under_every_experts_name() {
+        let (case, ..) = case(7, 5, &["v", "l"], "--experts all");
+        for file in ["merged.safetensors", "merged.pth"] {
+            let merged = case.merge_with(&["-o", file, "--force"]);
+            let solved = values(&formats::open(case.path(file)).unwrap(), FC1);
+            let report = case.merge_with(&["-o", file, "--force", "--emit", "multiway"]);
+            assert_eq!(report["layers"], merged["layers"]);
+            let both = formats::open(case.path(file)).unwrap();
+            for modality in ["v", "l"] {
+                let name = format!("transformer.blocks.0.mlp.{modality}.fc1.weight");
+                assert_eq!(values(&both, &name), solved, "{file} {name}");
+            }
+        }
+    }
+
+    #[test]
     fn f32_grams_are_taken_as_they_are() {
         let (case, experts, grams) = case(30, 40, &["v", "l"], "--task irtr");
         let mut rounded: Vec<Tensor> = Vec::new();

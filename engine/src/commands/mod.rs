@@ -1,5 +1,6 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
+pub mod bench;
 pub mod data;
 pub mod embed;
 pub mod eval;
@@ -66,6 +67,7 @@ pub fn rounded(value: f32) -> f64 {
 
 pub fn run(command: &Command, context: &Context) -> Result<Report> {
     match command {
+        Command::Bench(command) => bench::run(command, context),
         Command::Embed(args) => embed::run(args, context),
         Command::Finetune(args) => finetune::run(args, context),
         Command::Eval(args) => eval::run(args, context),

@@ -95,7 +95,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         ]);
     }
     let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
-    let mut text = format!("{device}{name}: {}\n{table}\n", if passed { "passed" } else { "FAILED" });
+    let mut text = format!("{device}{name}: {}\n{}\n", if passed { "passed" } else { "FAILED" }, table.trim_fmt());
     if !speeds.is_empty() {
         let mut table = self::table(&["pass", "pixels", "precision", "batch", "s/batch", "images/s", "TFLOP/s"]);
         for s in &speeds {
@@ -109,14 +109,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
                 format!("{:.2}", s.tflops),
             ]);
         }
-        text += &format!("{table}\n");
+        text += &format!("\n{}\n", table.trim_fmt());
     }
     Ok(Report { stdout: text, success: passed })
 }
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header);
     for column in 2..header.len() {
         if let Some(column) = table.column_mut(column) {

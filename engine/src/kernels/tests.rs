@@ -157,7 +157,7 @@ fn linear_takes_strides_and_adds_up_uses() {
     );
 }
 
-/// Products large enough for the CPU's matrix units, where it has them, in every order of the factors' strides.
+/// Products that run in parallel, in every order of the factors' strides.
 #[test]
 fn large_products_agree() {
     let (rows, input, output) = (197, 331, 270);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::tensor::Tensor;
 use burn_cuda::{Cuda, CudaDevice};
 use burn_flex::{Flex, FlexDevice};
@@ -153,10 +154,13 @@ pub fn open_trainer(
 ) -> Result<(Box<dyn Trainer>, Opened)> {
     let (weights, opened) = prepare(source, options)?;
     let scratch = matches!(source, Source::New(_));
-    match opened.device {
-        Device::Cpu => training::<Autodiff<Flex>>(weights, opened, heads, settings, scratch, FlexDevice),
-        Device::Cuda(index) => {
-            training::<Autodiff<Cuda>>(weights, opened, heads, settings, scratch, CudaDevice::new(index))
+    let new = (weights, heads, settings, scratch);
+    match (opened.device, settings.activation_checkpointing) {
+        (Device::Cpu, false) => training::<Autodiff<Flex>>(new, opened, FlexDevice),
+        (Device::Cpu, true) => training::<Autodiff<Flex, BalancedCheckpointing>>(new, opened, FlexDevice),
+        (Device::Cuda(index), false) => training::<Autodiff<Cuda>>(new, opened, CudaDevice::new(index)),
+        (Device::Cuda(index), true) => {
+            training::<Autodiff<Cuda, BalancedCheckpointing>>(new, opened, CudaDevice::new(index))
         }
     }
 }
@@ -208,11 +212,8 @@ fn session<B: Backend>(
 }
 
 fn training<B>(
-    weights: Weights,
+    (weights, heads, settings, scratch): (Weights, Heads, Settings, bool),
     mut opened: Opened,
-    heads: Heads,
-    settings: Settings,
-    scratch: bool,
     device: B::Device,
 ) -> Result<(Box<dyn Trainer>, Opened)>
 where

@@ -51,6 +51,8 @@ pub struct Settings {
     /// Stochastic depth's rate in the last layer.
     pub drop_path: f64,
     pub precision: Precision,
+    /// Normalised and activated values are computed again in the backward pass instead of being kept.
+    pub activation_checkpointing: bool,
     pub seed: u64,
 }
 
@@ -310,8 +312,11 @@ where
     if squares.is_empty() {
         return 0.0;
     }
-    // One transfer for all; added up on the host in f64.
-    save::values(Tensor::cat(squares, 0)).iter().map(|&square| f64::from(square)).sum::<f64>().sqrt()
+    // One transfer for all; added up on the host in f64, and in an order of their own: that of a hash map, and so the last
+    // bits of the norm, differs from run to run.
+    let mut squares: Vec<f64> = save::values(Tensor::cat(squares, 0)).into_iter().map(f64::from).collect();
+    squares.sort_by(f64::total_cmp);
+    squares.into_iter().sum::<f64>().sqrt()
 }
 
 /// One step of AdamW over the parameters that have a gradient.

@@ -5,7 +5,6 @@ use formats::layout::Part;
 
 use super::config::{Config, ModelShape};
 use super::finetune::{Ready, Setup, Source};
-use super::resolve::Error;
 use crate::device::{Device, Precision, cards};
 use crate::model::config::Attends;
 use crate::model::open::{self, Options, open_trainer};
@@ -19,10 +18,6 @@ use crate::tasks::Task;
 /// The device isn't there, the checkpoint can't be read or doesn't fit, the sizes make no model.
 pub fn trainer(setup: &Setup) -> Result<Ready> {
     let config = &setup.config;
-    if config.activation_checkpointing {
-        let advice = "raise accumulate, which needs less memory too";
-        return Err(Error::Usage(format!("activation_checkpointing isn't there yet: {advice}")).into());
-    }
     let options = Options {
         device: config.device,
         precision: config.precision,
@@ -65,7 +60,7 @@ pub fn heads(task: Task, labels: usize) -> Heads {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+pub fn settings(config: &Config) -> Settings {
     Settings {
         optimizer: Optimizer {
             beta_1: config.beta1,
@@ -77,6 +72,7 @@ fn settings(config: &Config) -> Settings {
         dropout: config.text_dropout,
         drop_path: config.drop_rate,
         precision: config.precision,
+        activation_checkpointing: config.activation_checkpointing,
         seed: config.seed,
     }
 }

@@ -110,6 +110,26 @@ pub struct Piece {
     /// Position in [`Writer::tensors`].
     pub tensor: usize,
     pub elements: Range<usize>,
+    /// Tensors that have the same bytes.
+    also: Vec<usize>,
+}
+
+/// How a tensor's bytes are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Production {
+    /// In runs of [`PIECE`] elements.
+    Runs,
+    /// In one piece.
+    Whole,
+    /// Not at all: they are those of an earlier tensor of the same dtype and shape, which is produced whole.
+    As(usize),
+}
+
+impl Piece {
+    /// Tensors that its bytes are written to.
+    pub fn copies(&self) -> usize {
+        1 + self.also.len()
+    }
 }
 
 impl Writer {
@@ -159,7 +179,24 @@ impl Writer {
         whole: impl Fn(usize) -> bool,
         produce: impl for<'s> Fn(&Piece, &'s mut S) -> Result<&'s [u8], E> + Sync,
     ) -> Result<(), E> {
-        let pieces = self.pieces(whole);
+        let production = |tensor| if whole(tensor) { Production::Whole } else { Production::Runs };
+        self.fill_as(threads, production, produce)
+    }
+
+    /// As [`Writer::fill`], where tensors may have one another's bytes.
+    ///
+    /// # Errors
+    /// As [`Writer::fill`].
+    ///
+    /// # Panics
+    /// If [`Production::As`] names a tensor that isn't produced whole.
+    pub fn fill_as<S: Default, E: From<Error> + Send>(
+        &self,
+        threads: usize,
+        production: impl Fn(usize) -> Production,
+        produce: impl for<'s> Fn(&Piece, &'s mut S) -> Result<&'s [u8], E> + Sync,
+    ) -> Result<(), E> {
+        let pieces = self.pieces(production);
         let turn = Turn::default();
         parallel::for_each(threads, pieces.len(), |number, state: &mut S| {
             let _guard = StopOnPanic(&turn);
@@ -169,17 +206,27 @@ impl Writer {
         })
     }
 
-    fn pieces(&self, whole: impl Fn(usize) -> bool) -> Vec<Piece> {
-        let whole: Vec<bool> = (0..self.tensors.len()).map(whole).collect();
+    fn pieces(&self, production: impl Fn(usize) -> Production) -> Vec<Piece> {
+        let mut whole: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         let mut pieces = Vec::new();
         for (tensor, info) in self.tensors.iter().enumerate() {
             let elements = info.elements();
-            let step = if whole[tensor] { elements.max(1) } else { PIECE };
+            let step = match production(tensor) {
+                Production::Runs => PIECE,
+                Production::Whole => {
+                    whole.insert(tensor, Vec::new());
+                    elements.max(1)
+                }
+                Production::As(other) => {
+                    whole.get_mut(&other).expect("an earlier tensor that is produced whole").push(tensor);
+                    continue;
+                }
+            };
             let mut start = 0;
             // An empty tensor is one empty piece: containers want to hear of it.
             loop {
                 let end = elements.min(start + step);
-                pieces.push(Piece { tensor, elements: start..end });
+                pieces.push(Piece { tensor, elements: start..end, also: Vec::new() });
                 start = end;
                 if start >= elements {
                     break;
@@ -188,24 +235,32 @@ impl Writer {
         }
         if let Sink::Safetensors(_) = self.sink {
             // Any order will do here: with the big pieces first, no thread is left with one at the end.
-            pieces.sort_by_key(|piece| std::cmp::Reverse(if whole[piece.tensor] { piece.elements.len() } else { 0 }));
+            let size = |piece: &Piece| if whole.contains_key(&piece.tensor) { piece.elements.len() } else { 0 };
+            pieces.sort_by_key(|piece| std::cmp::Reverse(size(piece)));
+        }
+        for piece in &mut pieces {
+            piece.also = whole.remove(&piece.tensor).unwrap_or_default();
         }
         pieces
     }
 
     fn write(&self, turn: &Turn, number: usize, piece: &Piece, bytes: &[u8]) -> Result<()> {
-        let info = &self.tensors[piece.tensor];
-        assert_eq!(bytes.len(), piece.elements.len() * info.dtype.size(), "{}: piece of the promised size", info.name);
+        let tensors = || std::iter::once(piece.tensor).chain(piece.also.iter().copied());
+        for info in tensors().map(|tensor| &self.tensors[tensor]) {
+            let promised = piece.elements.len() * info.dtype.size();
+            assert_eq!(bytes.len(), promised, "{}: piece of the promised size", info.name);
+        }
         match &self.sink {
             Sink::Safetensors(sink) => {
-                let at = (piece.elements.start * info.dtype.size()) as u64;
-                sink.write_at(&self.path, piece.tensor, at, bytes)
+                let at = (piece.elements.start * self.tensors[piece.tensor].dtype.size()) as u64;
+                tensors().try_for_each(|tensor| sink.write_at(&self.path, tensor, at, bytes))
             }
             Sink::TorchZip(sink) => {
                 // A zip is a stream: wait for the pieces before this one.
                 if turn.wait_for(number) {
                     let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
-                    sink.write(piece.tensor, info, piece.elements.start == 0, bytes)?;
+                    let first = piece.elements.start == 0;
+                    tensors().try_for_each(|tensor| sink.write(tensor, &self.tensors[tensor], first, bytes))?;
                     turn.written();
                 }
                 Ok(())

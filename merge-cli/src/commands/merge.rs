@@ -8,7 +8,7 @@ use formats::{Checkpoint, Error, show_path};
 use merge_cli::ruled::Ruled;
 use merge_cli::{Emit, Job, Method, Recipe, Role, Run, Selection, jobs, recipe_file, several};
 
-use super::{Context, config_json, kept_metadata, layout_for};
+use super::{Context, config_json, kept_metadata, recorded_layout};
 use crate::Report;
 use crate::cli::{JsonArg, LayoutArg, OutputArgs};
 
@@ -22,6 +22,7 @@ Examples:
 A recipe:
   method = \"interpolate\"
   output = \"merged.safetensors\"
+  layout = \"own.toml\"           # as --layout, if the names are of no known one; or the rules themselves
 
   [[input]]
   role = \"checkpoint\"
@@ -67,7 +68,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         root: Some(input.root.clone()).filter(|root| !["", ".", "top level"].contains(&root.as_str())),
     });
     let wanted = file.recipe.inputs.clone();
-    let layout = LayoutArg { layout: args.layout.layout.clone().or(file.layout) };
+    // A file beside the recipe, unless it is rules or a name.
+    let beside = |layout: String| match layout.contains('\n') || Layout::by_name(&layout).is_some() {
+        true => layout,
+        false => folder.join(layout).to_string_lossy().into_owned(),
+    };
+    let layout = LayoutArg { layout: args.layout.layout.clone().or(file.recipe.layout.clone().map(beside)) };
     let task = Merging {
         recipe: file.recipe.clone(),
         inputs: inputs.collect(),
@@ -127,14 +133,14 @@ impl Merging<'_> {
         let emit = Emit::from_parameters(&recipe.parameters).map_err(|reason| anyhow!(reason))?;
         let (jobs, layout) = match selection {
             Some(selection) => {
-                let layout = layout_for(self.layout, first)?;
+                let layout = recorded_layout(self.layout, first, &mut recipe)?;
                 let mut jobs = jobs::merge_experts(first, &layout, selection)?;
                 if let Some(base) = checkpoints.get(1) {
                     jobs::add_base(&mut jobs, &layout, base, 1)?;
                 }
                 (jobs, Some(layout))
             }
-            None => whole_checkpoints(&checkpoints, &given, self.layout, context)?,
+            None => whole_checkpoints(&checkpoints, &given, self.layout, &mut recipe, context)?,
         };
         let method =
             Ruled::new(&recipe.method, &recipe.parameters, &recipe.rules, &jobs).map_err(|reason| anyhow!(reason))?;
@@ -200,12 +206,13 @@ fn whole_checkpoints(
     checkpoints: &[Checkpoint],
     given: &[&str],
     layout: &LayoutArg,
+    recipe: &mut Recipe,
     context: &Context,
 ) -> Result<(Vec<Job>, Option<Layout>)> {
     // Names that mean nothing to us match as well as others.
     let names = || checkpoints.iter().take(1).flat_map(Checkpoint::tensors).map(|info| info.name.as_str());
     let layout = match (checkpoints.first(), layout.layout.is_some() || Layout::detect(names()).is_some()) {
-        (Some(first), true) => Some(layout_for(layout, first)?),
+        (Some(first), true) => Some(recorded_layout(layout, first, recipe)?),
         _ => None,
     };
     let bases = given.iter().filter(|role| **role == "base").count();

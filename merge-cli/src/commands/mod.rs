@@ -54,11 +54,14 @@ pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
         if let Some(layout) = Layout::by_name(wish) {
             return Ok(layout.clone());
         }
+        if wish.contains('\n') {
+            return Ok(Layout::from_toml(wish, "the recipe's layout")?);
+        }
         if !Path::new(wish).is_file() && !wish.contains(['/', '.']) {
             let known: Vec<&str> = Layout::builtin().iter().map(Layout::name).collect();
             anyhow::bail!("there is no layout '{wish}': give {} or a TOML file", known.join(", "));
         }
-        return Ok(read_layout(wish)?);
+        return Ok(Layout::from_toml(&layout_text(wish)?, wish)?);
     }
     match Layout::detect(checkpoint.tensors().iter().map(|info| info.name.as_str())) {
         Some(found) => Ok(found.layout.clone()),
@@ -73,13 +76,29 @@ pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
     }
 }
 
-fn read_layout(path: &str) -> formats::Result<Layout> {
+/// As [`layout_for`], and notes in the recipe which layout was asked for, a file's in full.
+pub fn recorded_layout(args: &LayoutArg, checkpoint: &Checkpoint, recipe: &mut Recipe) -> Result<Layout> {
+    let layout = layout_for(args, checkpoint)?;
+    recipe.layout = match &args.layout {
+        Some(wish) if Layout::by_name(wish).is_none() && !wish.contains('\n') => {
+            let mut text = layout_text(wish)?;
+            if !text.contains('\n') {
+                text.push('\n');
+            }
+            Some(text)
+        }
+        wish => wish.clone(),
+    };
+    Ok(layout)
+}
+
+fn layout_text(path: &str) -> formats::Result<String> {
     // Beyond what a layout may have, so that `from_toml` refuses it, and not all of a device.
     const MOST: u64 = 2 << 20;
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MOST).read_to_string(&mut text));
     read.map_err(|e| formats::Error::io(path, "read the layout", e))?;
-    Layout::from_toml(&text, path)
+    Ok(text)
 }
 
 pub fn selection(args: &ExpertsArgs) -> Result<Selection> {

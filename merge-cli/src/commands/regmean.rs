@@ -12,7 +12,7 @@ use merge_cli::{Emit, Merge, Recipe, Run, Selection, Task, jobs};
 use serde_json::json;
 
 use super::merge::{InputFile, Merging, check_roles};
-use super::{Context, Note, config_json, kept_metadata, layout_for, usage, write_noting};
+use super::{Context, Note, config_json, kept_metadata, recorded_layout, usage, write_noting};
 use crate::cli::{EmitArgs, ExpertsChoice, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 use crate::{Report, text};
 
@@ -103,7 +103,7 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     let selection = Selection::from_parameters(&recipe.parameters).map_err(in_words)?;
     let emit = Emit::from_parameters(&recipe.parameters).map_err(in_words)?;
     let options: RegMeanOptions = methods::read(&recipe.parameters).map_err(in_words)?;
-    let layout = layout_for(merging.layout, &checkpoint)?;
+    let layout = recorded_layout(merging.layout, &checkpoint, &mut recipe)?;
     let jobs = jobs::merge_experts(&checkpoint, &layout, selection)?;
     // What a rule says was checked when the recipe was read.
     let own = |merge: &Merge| methods::read(&parameters_of(merge, &recipe.parameters, &recipe.rules)).ok();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{engine, failed, rejected};
 
 /// A model that needs no vocabulary: image classification on the built-in data, small enough for a test.
-const SMALL: &str = "--task img_cls --batch-size 4 --accumulate 2 --device cpu --set val_limit=12 --set samples=2";
+const SMALL: &str = "--task img_cls --batch-size 4 --accumulate 2 --device cpu --image-size 48 --set val_limit=12 --set samples=2";
 
 /// What equal runs have in common of `metrics.jsonl`.
 fn curve(run: &Path) -> Vec<Value> {
@@ -73,7 +73,8 @@ fn a_merge_on_the_way_in_gives_the_numbers_of_vlmerge() {
     assert_eq!(folder.tensors("run/merged.safetensors"), folder.tensors("merged.safetensors"));
     let result: Value = serde_json::from_slice(&folder.read("run/result.json")).expect("JSON");
     assert_eq!((&result["status"], &result["recipe"]["method"]), (&"finished".into(), &"interpolate".into()));
-    for file in ["config.toml", "last.safetensors", "best.safetensors", "metrics.jsonl", "samples.json", "tensorboard"] {
+    for file in ["config.toml", "last.safetensors", "best.safetensors", "metrics.jsonl", "samples.json", "tensorboard"]
+    {
         assert!(folder.path("run").join(file).exists(), "{file}");
     }
 
@@ -122,7 +123,8 @@ mod signals {
     #[test]
     fn an_interrupted_run_saves_itself_and_goes_on_with_the_same_curve() {
         let folder = Folder::with_golden(&["model_all_moe.safetensors"]);
-        let line = format!("finetune model_all_moe.safetensors {SMALL} --steps 40 --set eval_every=15 --set drop_rate=0.2");
+        let line =
+            format!("finetune model_all_moe.safetensors {SMALL} --steps 40 --set eval_every=15 --set drop_rate=0.2");
         engine(&folder, &format!("{line} -o whole --quiet")).done();
         let ended = interrupted(&folder, &format!("{line} -o run"), "INT", 5);
         let said = String::from_utf8_lossy(&ended.stdout).into_owned();
@@ -140,7 +142,8 @@ mod signals {
     #[test]
     fn a_full_disk_fails_the_save_and_not_the_checkpoint_before_it() {
         let folder = Folder::with_golden(&["model_ufo.safetensors"]);
-        let line = format!("finetune model_ufo.safetensors {SMALL} --steps 12 --set eval_every=12 --set checkpoint_every=4");
+        let line =
+            format!("finetune model_ufo.safetensors {SMALL} --steps 12 --set eval_every=12 --set checkpoint_every=4");
         engine(&folder, &format!("{line} -o whole --quiet")).done();
         let ended = interrupted(&folder, &format!("{line} -o run"), "INT", 2);
         assert_eq!(ended.status.code(), Some(0));

@@ -8,16 +8,20 @@ use blackbox::{Folder, Ran, program};
 fn the_demo_shows_every_command_and_leaves_its_files_if_asked() {
     let folder = Folder::new();
     program("vlmerge");
+    program("engine");
     let demo = || {
         let mut command = Command::new(program("fixtures"));
-        command.args(["demo", "--keep", "files"]).current_dir(folder.path("."));
-        Ran::of(command, "fixtures demo --keep files")
+        command.args(["demo", "--keep", "files", "--steps", "3"]).current_dir(folder.path("."));
+        Ran::of(command, "fixtures demo --keep files --steps 3")
     };
     let printed = demo().done();
     for command in ["inspect ms.ckpt", "interpolate", "arithmetic", "diff", "convert"] {
         assert!(printed.contains(&format!("\n$ vlmerge {command}")), "{command}: {printed}");
     }
-    assert!(printed.lines().count() < 140, "{printed}");
+    for command in ["grams small.ckpt", "finetune regmean.safetensors", "predict vqa run/best.safetensors"] {
+        assert!(printed.contains(&format!("\n$ engine {command}")), "{command}: {printed}");
+    }
+    assert!(printed.lines().count() < 170, "{printed}");
     assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
     for part in ["equal: ", "different: ", "made by vlmerge", "Done in "] {
         assert!(printed.contains(part), "{part}: {printed}");

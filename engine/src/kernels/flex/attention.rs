@@ -10,7 +10,6 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_flex::{Flex, FlexTensor};
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::matrix::{Shared, Start, Target, View, multiply};
@@ -202,20 +201,13 @@ fn forward(qkv: &FlexTensor, bias: &FlexTensor, mask: Option<&FlexTensor>, heads
                 let queries = shape.part(qkv, [sample, first, 0, head], rows);
                 let keys = shape.part(qkv, [sample, 0, 1, head], tokens);
                 let to = Target::new(scores, [rows, tokens], [stride, 1]);
-                multiply(queries, keys.transposed(), shape.scale(), Start::Nothing, to, Parallelism::None);
+                multiply(queries, keys.transposed(), shape.scale(), Start::Nothing, to);
                 softmax(scores, stride, bias, mask, tokens, log_sums);
                 let weights = View::new(scores, [rows, tokens], [stride, 1]);
                 let start = (sample * tokens + first) * width + head * d;
                 // SAFETY: a head's columns of these rows belong to this task alone, and nothing of them is kept.
                 let to = unsafe { shared.target(start, [rows, d], [width, 1]) };
-                multiply(
-                    weights,
-                    shape.part(qkv, [sample, 0, 2, head], tokens),
-                    1.0,
-                    Start::Nothing,
-                    to,
-                    Parallelism::None,
-                );
+                multiply(weights, shape.part(qkv, [sample, 0, 2, head], tokens), 1.0, Start::Nothing, to);
             });
         });
     // SAFETY: samples, blocks of rows and heads cover every element.
@@ -262,7 +254,7 @@ fn backward(
             shared.target(shape.start(sample, first, part, head), [rows, d], [3 * width, 1])
         };
         let product = |a: View, b: View, scale: f32, keep: bool, to: Target| {
-            multiply(a, b, scale, if keep { Start::Kept } else { Start::Nothing }, to, Parallelism::None)
+            multiply(a, b, scale, if keep { Start::Kept } else { Start::Nothing }, to)
         };
         let [keys, content] = [1, 2].map(|part| shape.part(qkv, [sample, 0, part, head], tokens));
         with_scratch(2 * block * stride + block, |scratch| {

@@ -1,4 +1,4 @@
-//! x·weightᵀ + bias. A transposed factor is only a change of strides.
+//! x·weightᵀ + bias. A transposed factor is only a change of strides, and the bias is what a block's product is added to.
 
 use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
@@ -8,10 +8,9 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_flex::{Flex, FlexTensor};
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::matrix::{Shared, Start, Target, View, multiply};
+use super::matrix::{Shared, Start, Target, View, multiply_parallel};
 use super::memory::{Unwritten, contiguous, tensor, total, unique, values};
 use super::simd::multiversion;
 use super::{pending, register};
@@ -29,7 +28,7 @@ pub fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> F
     let shared = Shared::new(out.slots());
     // SAFETY: the target is the only one, and nothing of it is kept.
     let to = unsafe { shared.target(0, [rows, output], [output, 1]) };
-    multiply(x, weight, 1.0, start, to, Parallelism::Rayon(0));
+    multiply_parallel(x, weight, 1.0, start, to);
     // SAFETY: the product covers every element.
     tensor(unsafe { out.written() }, [rows, output])
 }
@@ -39,18 +38,18 @@ fn product(a: View, b: View, sum: Option<FlexTensor>) -> FlexTensor {
     let shape = [a.shape()[0], b.shape()[1]];
     if let Some(mut sum) = sum {
         if let Some(values) = unique(&mut sum) {
-            multiply(a, b, 1.0, Start::Kept, Target::rows(values, shape), Parallelism::Rayon(0));
+            multiply_parallel(a, b, 1.0, Start::Kept, Target::rows(values, shape));
             return sum;
         }
         let mut values = values(&contiguous(sum)).to_vec();
-        multiply(a, b, 1.0, Start::Kept, Target::rows(&mut values, shape), Parallelism::Rayon(0));
+        multiply_parallel(a, b, 1.0, Start::Kept, Target::rows(&mut values, shape));
         return tensor(values, shape);
     }
     let mut out = Unwritten::new(shape[0] * shape[1]);
     let shared = Shared::new(out.slots());
     // SAFETY: the target is the only one, and nothing of it is kept.
     let to = unsafe { shared.target(0, shape, [shape[1], 1]) };
-    multiply(a, b, 1.0, Start::Nothing, to, Parallelism::Rayon(0));
+    multiply_parallel(a, b, 1.0, Start::Nothing, to);
     // SAFETY: the product covers every element.
     tensor(unsafe { out.written() }, shape)
 }

@@ -4,8 +4,6 @@
 //! several parts contribute to is summed in their order.
 
 mod adamw;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
 mod attention;
 mod gelu;
 mod linear;

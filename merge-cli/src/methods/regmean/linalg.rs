@@ -1,8 +1,9 @@
 //! Symmetric positive definite systems, solved in place on one thread.
 //!
-//! Cholesky and the triangular solves are recursive: two halves and a matrix product between them,
-//! down to blocks of [`BLOCK`] that LAPACK and BLAS take over. Nearly all arithmetic is then dgemm's;
-//! OpenBLAS's own dpotrf and dtrsm run at half to three quarters of its speed.
+//! Cholesky and the triangular solves are recursive: two halves and a matrix product between them, down to blocks
+//! of [`BLOCK`] that LAPACK and BLAS take over. Nearly all arithmetic is then the product's; OpenBLAS's own dpotrf and dtrsm run
+//! at half to three quarters of the speed of its dgemm. The product is the gemm crate's: on one core its speed depends
+//! less on shapes and transposes than OpenBLAS's, and is up to a third higher.
 //!
 //! Matrices are column-major views. Of a symmetric matrix only the lower triangle counts; the other may hold
 //! anything and is overwritten. (A row-major matrix and its upper triangle are the same memory.)
@@ -10,15 +11,16 @@
 use std::ffi::{c_char, c_int};
 use std::sync::Once;
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, ShapeBuilder, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, LinalgScalar, ShapeBuilder, s};
 // Links LAPACK and BLAS.
 use ndarray_linalg as _;
 
 /// Rows and columns below which recursion isn't worth it.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
+/// Right-hand sides that meet a diagonal block at a time: they stay in a core's first cache.
+const STRIP: usize = 48;
 /// Columns of a triangle that are rounded to f32 at a time.
-const PANEL: usize = 256;
+const PANEL: usize = 128;
 
 /// Makes OpenBLAS compute on the calling thread alone, for the rest of the process.
 ///
@@ -30,6 +32,45 @@ pub fn use_one_thread() {
     }
     static ONCE: Once = Once::new();
     ONCE.call_once(|| unsafe { openblas_set_num_threads(1) });
+}
+
+/// C = α·A·B + β·C, for matrices of f32 or f64. With β = 0, C may hold anything before.
+pub fn multiply<T: LinalgScalar + PartialEq>(
+    alpha: T,
+    a: ArrayView2<T>,
+    b: ArrayView2<T>,
+    beta: T,
+    mut c: ArrayViewMut2<T>,
+) {
+    let (m, k) = a.dim();
+    let n = b.ncols();
+    assert!(b.nrows() == k && c.dim() == (m, n), "shapes fit");
+    let (&[a_row, a_column], &[b_row, b_column]) = (a.strides(), b.strides()) else { unreachable!("two axes") };
+    let &[c_row, c_column] = c.strides() else { unreachable!("two axes") };
+    // SAFETY: every element that these pointers, shapes and strides name is inside the views they were taken from.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            c_column,
+            c_row,
+            beta != T::zero(),
+            a.as_ptr(),
+            a_column,
+            a_row,
+            b.as_ptr(),
+            b_column,
+            b_row,
+            beta,
+            alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
 }
 
 /// Replaces the lower triangle of a symmetric matrix A [d, d] by L, with A = L·Lᵀ.
@@ -47,84 +88,74 @@ pub fn cholesky(mut a: ArrayViewMut2<f64>) -> Result<(), usize> {
     cholesky(top.view_mut())?;
     divide_by_transpose(below.view_mut(), top.view());
     let mut rest = bottom_right.slice_mut(s![middle.., ..]);
-    subtract_square(rest.view_mut(), below.view());
+    add_square(-1.0, rest.view_mut(), below.view());
     cholesky(rest).map_err(|pivot| pivot + middle)
 }
 
 /// Replaces P [n, d] by X, the solution of X·Lᵀ = P.
-pub fn divide_by_transpose(p: ArrayViewMut2<f64>, l: ArrayView2<f64>) {
+fn divide_by_transpose(p: ArrayViewMut2<f64>, l: ArrayView2<f64>) {
     let d = l.nrows();
     if d <= BLOCK {
-        return triangular_block(p, l, cblas_sys::CblasTrans);
+        return divide_by_block(p, l);
     }
     let middle = middle(d);
     let (mut left, mut right) = p.split_at(Axis(1), middle);
     let (top, bottom) = l.split_at(Axis(0), middle);
     let (below, last) = bottom.split_at(Axis(1), middle);
     divide_by_transpose(left.view_mut(), top.slice(s![.., ..middle]));
-    general_mat_mul(-1.0, &left, &below.t(), 1.0, &mut right);
+    multiply(-1.0, left.view(), below.t(), 1.0, right.view_mut());
     divide_by_transpose(right, last);
 }
 
-/// Replaces P [n, d] by X, the solution of X·L = P.
-pub fn divide_by(p: ArrayViewMut2<f64>, l: ArrayView2<f64>) {
+/// Replaces B [d, n] by X, the solution of L·X = B.
+pub fn solve_lower(l: ArrayView2<f64>, b: ArrayViewMut2<f64>) {
     let d = l.nrows();
     if d <= BLOCK {
-        return triangular_block(p, l, cblas_sys::CblasNoTrans);
+        return with_inverse(l, |inverse| times_block(inverse, b));
     }
     let middle = middle(d);
-    let (mut left, mut right) = p.split_at(Axis(1), middle);
+    let (mut upper, mut lower) = b.split_at(Axis(0), middle);
     let (top, bottom) = l.split_at(Axis(0), middle);
     let (below, last) = bottom.split_at(Axis(1), middle);
-    divide_by(right.view_mut(), last);
-    general_mat_mul(-1.0, &right, &below, 1.0, &mut left);
-    divide_by(left, top.slice(s![.., ..middle]));
+    solve_lower(top.slice(s![.., ..middle]), upper.view_mut());
+    multiply(-1.0, below, upper.view(), 1.0, lower.view_mut());
+    solve_lower(last, lower);
 }
 
-/// Subtracts B·Bᵀ from the lower triangle of A [n, n], for B [n, k].
-pub fn subtract_square(mut a: ArrayViewMut2<f64>, b: ArrayView2<f64>) {
+/// Replaces B [d, n] by X, the solution of Lᵀ·X = B.
+pub fn solve_upper(l: ArrayView2<f64>, b: ArrayViewMut2<f64>) {
+    let d = l.nrows();
+    if d <= BLOCK {
+        return with_inverse(l, |inverse| times_block(inverse.reversed_axes(), b));
+    }
+    let middle = middle(d);
+    let (mut upper, mut lower) = b.split_at(Axis(0), middle);
+    let (top, bottom) = l.split_at(Axis(0), middle);
+    let (below, last) = bottom.split_at(Axis(1), middle);
+    solve_upper(last, lower.view_mut());
+    multiply(-1.0, below.t(), lower.view(), 1.0, upper.view_mut());
+    solve_upper(top.slice(s![.., ..middle]), upper);
+}
+
+/// Adds α·B·Bᵀ to the lower triangle of A [n, n], for B [n, k].
+pub fn add_square<T: LinalgScalar + PartialEq>(alpha: T, mut a: ArrayViewMut2<T>, b: ArrayView2<T>) {
     let n = a.nrows();
     if n <= 2 * BLOCK {
         // The whole square: half the work is for nothing, and still faster than a routine for triangles.
-        return general_mat_mul(-1.0, &b, &b.t(), 1.0, &mut a);
+        return multiply(alpha, b, b.t(), T::one(), a);
     }
     let middle = middle(n);
     let (top, bottom) = b.split_at(Axis(0), middle);
-    let (left, mut right) = a.split_at(Axis(1), middle);
-    let (first, mut below) = left.split_at(Axis(0), middle);
-    subtract_square(first, top);
-    general_mat_mul(-1.0, &bottom, &top.t(), 1.0, &mut below);
-    subtract_square(right.slice_mut(s![middle.., ..]), bottom);
+    let (left, mut right) = a.view_mut().split_at(Axis(1), middle);
+    let (first, below) = left.split_at(Axis(0), middle);
+    add_square(alpha, first, top);
+    multiply(alpha, bottom, top.t(), T::one(), below);
+    add_square(alpha, right.slice_mut(s![middle.., ..]), bottom);
 }
 
-/// The lower triangle of A·Aᵀ [d, d] by columns, for A [d, n]. What is above the diagonal stays as it was.
-pub fn square(a: ArrayView2<f32>, out: &mut [f32]) {
+/// ‖Lᵀ·A‖² for a lower triangle L [d, d] and A [d, n], the product in f32: good to about six digits.
+pub fn norm2_of_product(l: ArrayView2<f64>, a: ArrayView2<f32>, panel: &mut Vec<f32>, out: &mut Vec<f32>) -> f64 {
     let (d, n) = a.dim();
-    let out = &mut out[..d * d];
-    if a.is_empty() {
-        return out.fill(0.0);
-    }
-    // SAFETY: A lies in columns `leading` apart, and `out` is [d, d].
-    unsafe {
-        cblas_sys::cblas_ssyrk(
-            cblas_sys::CblasColMajor,
-            cblas_sys::CblasLower,
-            cblas_sys::CblasNoTrans,
-            d as c_int,
-            n as c_int,
-            1.0,
-            a.as_ptr(),
-            leading(&a),
-            0.0,
-            out.as_mut_ptr(),
-            d as c_int,
-        );
-    }
-}
-
-/// ‖A·L‖² for A [n, d] and a lower triangle L [d, d], the product in f32: good to about six digits.
-pub fn norm2_of_product(a: ArrayView2<f32>, l: ArrayView2<f64>, panel: &mut Vec<f32>, out: &mut Vec<f32>) -> f64 {
-    let (n, d) = a.dim();
     let mut total = 0.0;
     for start in (0..d).step_by(PANEL) {
         let columns = start..d.min(start + PANEL);
@@ -137,9 +168,8 @@ pub fn norm2_of_product(a: ArrayView2<f32>, l: ArrayView2<f64>, panel: &mut Vec<
                 *value = l as f32;
             }
         }
-        out.resize(n * width, 0.0);
-        let mut product = view_mut(out, n, width);
-        general_mat_mul(1.0, &a.slice(s![.., start..]), &view(panel, height, width), 0.0, &mut product);
+        out.resize(width * n, 0.0);
+        multiply(1.0, view(panel, height, width).t(), a.slice(s![start.., ..]), 0.0, view_mut(out, width, n));
         total += dot(out, out);
     }
     total
@@ -206,8 +236,8 @@ pub fn smallest_eigenvalue(a: ArrayView2<f64>) -> Option<f64> {
         let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
         x.iter_mut().for_each(|x| *x /= norm);
         let mut y = x.clone();
-        divide_by_transpose(view_mut(&mut y, 1, d), l.view());
-        divide_by(view_mut(&mut y, 1, d), l.view());
+        solve_lower(l.view(), view_mut(&mut y, d, 1));
+        solve_upper(l.view(), view_mut(&mut y, d, 1));
         let (xy, yy) = x.iter().zip(&y).fold((0.0, 0.0), |(xy, yy), (x, y)| (xy + x * y, yy + y * y));
         eigenvalue = xy / yy - shift;
         x = y;
@@ -250,8 +280,8 @@ fn cholesky_block(mut a: ArrayViewMut2<f64>) -> Result<(), usize> {
     }
 }
 
-/// X·op(L) = P for a small L.
-fn triangular_block(mut p: ArrayViewMut2<f64>, l: ArrayView2<f64>, transpose: cblas_sys::CBLAS_TRANSPOSE) {
+/// Replaces P [n, d] by X, the solution of X·Lᵀ = P, for a small L.
+fn divide_by_block(mut p: ArrayViewMut2<f64>, l: ArrayView2<f64>) {
     let (n, d) = p.dim();
     assert!(l.is_square() && l.nrows() == d);
     if p.is_empty() {
@@ -264,7 +294,7 @@ fn triangular_block(mut p: ArrayViewMut2<f64>, l: ArrayView2<f64>, transpose: cb
             cblas_sys::CblasColMajor,
             cblas_sys::CblasRight,
             cblas_sys::CblasLower,
-            transpose,
+            cblas_sys::CblasTrans,
             cblas_sys::CblasNonUnit,
             n as c_int,
             d as c_int,
@@ -274,6 +304,35 @@ fn triangular_block(mut p: ArrayViewMut2<f64>, l: ArrayView2<f64>, transpose: cb
             p.as_mut_ptr(),
             p_leading,
         );
+    }
+}
+
+/// Hands on the inverse of a small L. Of blocks this small it is as good as a solve, and many times as fast; the whole
+/// triangle's would be neither.
+fn with_inverse(l: ArrayView2<f64>, work: impl FnOnce(ArrayView2<f64>)) {
+    let d = l.nrows();
+    let mut inverse = [0.0; BLOCK * BLOCK];
+    for (j, column) in inverse.chunks_exact_mut(d.max(1)).take(d).enumerate() {
+        column[j] = 1.0;
+        for k in j..d {
+            let (solved, rest) = column[k..].split_at_mut(1);
+            solved[0] /= l[(k, k)];
+            for (value, &below) in rest.iter_mut().zip(l.column(k).slice(s![k + 1..])) {
+                *value -= below * solved[0];
+            }
+        }
+    }
+    work(view(&inverse, d, d));
+}
+
+/// Replaces B [d, n] by A·B for a small A.
+fn times_block(a: ArrayView2<f64>, mut b: ArrayViewMut2<f64>) {
+    let d = a.nrows();
+    let mut strip = [0.0; BLOCK * STRIP];
+    for mut columns in b.axis_chunks_iter_mut(Axis(1), STRIP) {
+        let mut before = view_mut(&mut strip, d, columns.ncols());
+        before.assign(&columns);
+        multiply(1.0, a, before.view(), 0.0, columns.view_mut());
     }
 }
 
@@ -306,8 +365,8 @@ mod tests {
 
     fn gram(samples: usize, d: usize) -> Array2<f64> {
         let x = entries(samples, d, 7);
-        let mut gram = Array2::zeros((d, d).f());
-        general_mat_mul(1.0, &x.t(), &x, 0.0, &mut gram);
+        let mut gram = Array2::from_elem((d, d).f(), f64::NAN);
+        multiply(1.0, x.t(), x.view(), 0.0, gram.view_mut());
         gram
     }
 
@@ -325,12 +384,12 @@ mod tests {
         let mut a = vec![4.0, 2.0, f64::NAN, 5.0];
         cholesky(view_mut(&mut a, 2, 2)).unwrap();
         assert_eq!((a[0], a[1], a[3]), (2.0, 1.0, 2.0));
-        let mut p = vec![8.0, 14.0];
-        divide_by_transpose(view_mut(&mut p, 1, 2), view(&a, 2, 2));
-        assert_eq!(p, [4.0, 5.0]);
-        divide_by(view_mut(&mut p, 1, 2), view(&a, 2, 2));
-        // 0.75·4 + 2.5·2 = 8, 0.75·2 + 2.5·5 = 14
-        assert_eq!(p, [0.75, 2.5]);
+        let mut b = vec![8.0, 14.0];
+        solve_lower(view(&a, 2, 2), view_mut(&mut b, 2, 1));
+        assert_eq!(b, [4.0, 5.0]);
+        solve_upper(view(&a, 2, 2), view_mut(&mut b, 2, 1));
+        // 4·0.75 + 2·2.5 = 8, 2·0.75 + 5·2.5 = 14
+        assert_eq!(b, [0.75, 2.5]);
     }
 
     #[test]
@@ -342,11 +401,11 @@ mod tests {
             let l = lower(&factor);
             assert!(largest(&(l.dot(&l.t()) - &a)) < 1e-13 * d as f64, "{d}");
             for n in [1, 3, 70] {
-                let p = entries(n, d, 1);
-                let mut x = p.clone();
-                divide_by_transpose(x.view_mut(), factor.view());
-                divide_by(x.view_mut(), factor.view());
-                assert!(largest(&(x.dot(&a) - &p)) < 1e-11, "{d} {n}");
+                let b = entries(d, n, 1);
+                let mut x = b.clone();
+                solve_lower(factor.view(), x.view_mut());
+                solve_upper(factor.view(), x.view_mut());
+                assert!(largest(&(a.dot(&x) - &b)) < 1e-11, "{d} {n}");
             }
         }
     }
@@ -356,9 +415,22 @@ mod tests {
         let mut empty = Vec::new();
         let mut a = gram(9, 3);
         cholesky(a.view_mut()).unwrap();
-        divide_by_transpose(view_mut(&mut empty, 0, 3), a.view());
-        divide_by(view_mut(&mut empty, 0, 3), a.view());
+        solve_lower(a.view(), view_mut(&mut empty, 3, 0));
+        solve_upper(a.view(), view_mut(&mut empty, 3, 0));
         cholesky(view_mut(&mut empty, 0, 0)).unwrap();
+    }
+
+    #[test]
+    fn products_of_any_stride() {
+        let (a, b, c) = (entries(5, 7, 1), entries(7, 3, 2), entries(5, 3, 3));
+        let expected = a.dot(&b) * 2.0 + &c * 0.5;
+        let mut out = c.clone();
+        multiply(2.0, a.view(), b.view(), 0.5, out.view_mut());
+        assert!(largest(&(&out - &expected)) < 1e-15);
+        let (a_rows, b_rows) = (a.as_standard_layout(), b.as_standard_layout());
+        let mut out = c.as_standard_layout().into_owned();
+        multiply(2.0, a_rows.view(), b_rows.view(), 0.5, out.view_mut());
+        assert!(largest(&(&out - &expected)) < 1e-15);
     }
 
     #[test]
@@ -371,20 +443,22 @@ mod tests {
     }
 
     #[test]
-    fn square_of_a_matrix_in_f32() {
-        let a = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        let mut out = [0.5f32; 4];
-        square(view(&a, 2, 3), &mut out);
-        assert_eq!(out, [35.0, 44.0, 0.5, 56.0]);
+    fn squares_of_every_size_around_a_block() {
+        for n in [1, 64, 128, 129, 300] {
+            let (mut a, b) = (entries(n, n, 5), entries(n, 9, 6));
+            let expected = lower(&(&a - b.dot(&b.t())));
+            add_square(-1.0, a.view_mut(), b.view());
+            assert!(largest(&(lower(&a) - expected)) < 1e-14, "{n}");
+        }
     }
 
     #[test]
     fn norm_of_a_product_to_f32() {
         for (n, d) in [(1, 1), (5, 300), (40, 64)] {
             let l = lower(&entries(d, d, 3)).t().to_owned().reversed_axes();
-            let a = entries(n, d, 4).mapv(|x| x as f32);
-            let expected = a.mapv(f64::from).dot(&l).mapv(|x| x * x).sum();
-            let got = norm2_of_product(a.view(), l.view(), &mut Vec::new(), &mut Vec::new());
+            let a = entries(d, n, 4).mapv(|x| x as f32);
+            let expected = l.t().dot(&a.mapv(f64::from)).mapv(|x| x * x).sum();
+            let got = norm2_of_product(l.view(), a.view(), &mut Vec::new(), &mut Vec::new());
             assert!((got - expected).abs() < 1e-5 * expected, "{got} {expected}");
         }
     }

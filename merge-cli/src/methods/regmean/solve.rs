@@ -3,12 +3,14 @@
 //! With D = Wₘ − Wₙ for m < n, S = ΣG, P = ΣDG and X = W − Wₙ, the solution is X·S = P, and the objective
 //! Σtr((X − D)G(X − D)ᵀ) of any X is tr(XSXᵀ) − 2·tr(PXᵀ) + Σtr(DGDᵀ). For the plain mean X is C, the mean of the D
 //! and of a zero for the last expert. A ridge turns S into S + λI and P into P + λC.
+//!
+//! Weights [out, d] lie in memory row by row, and so are their transposes [d, out] by columns, which is how they appear
+//! here: Pᵀ = ΣG·Dᵀ, S·Xᵀ = Pᵀ.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use formats::Result;
-use ndarray::linalg::general_mat_mul;
 use ndarray::s;
 
 use super::linalg::{self, dot};
@@ -25,16 +27,16 @@ pub(super) struct Workspace {
     reading: stream::Buffers,
     /// S [d, d], then its factor.
     pub(super) sum: Vec<f64>,
-    /// The right-hand side: P [out, d] by columns, or G of the first expert. Then what solves it.
+    /// The right-hand side: Pᵀ [d, out], or G of the first expert. Then what solves it.
     product: Vec<f64>,
-    /// D [out, d].
+    /// Dᵀ [d, out].
     difference: Vec<f64>,
-    /// C [out, d] in f32, for what only the report needs.
+    /// Cᵀ [d, out] in f32, for what only the report needs.
     centre: Vec<f32>,
     /// CᵀC [d, d], and products on the way to a norm.
     square: Vec<f32>,
     panel: Vec<f32>,
-    /// How much of an expert's part the solution leaves [d, d], and X.
+    /// How much of an expert's part the solution leaves [d, d], and Xᵀ.
     left: Vec<f64>,
     solution: Vec<f64>,
 }
@@ -57,9 +59,9 @@ fn sized<T: Copy + Default>(values: &mut Vec<T>, length: usize) -> &mut [T] {
 /// Which way is less work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// P by a product and X by two triangular solves, each of out·d² multiplications.
+    /// Pᵀ by a product and Xᵀ by two triangular solves, each of out·d² multiplications.
     Rows,
-    /// With two experts X = D·(G₁S⁻¹): solves of d³ only, and then a product. Less when out > d.
+    /// With two experts Xᵀ = (S⁻¹G₁)·Dᵀ: solves of d³ only, and then a product. Less when out > d.
     Operator,
 }
 
@@ -181,7 +183,7 @@ impl RegMean<'_> {
         Err(self.fault(linear, reason))
     }
 
-    /// S in `workspace.sum`, P in `workspace.product` and C in `workspace.centre`, both by columns.
+    /// S in `workspace.sum`, Pᵀ in `workspace.product` and Cᵀ in `workspace.centre`.
     fn begin_rows<T: Real>(
         &self,
         linear: &Linear,
@@ -203,18 +205,20 @@ impl RegMean<'_> {
                 self.grams.add(gram, d, pass, sum, reading, None)?;
                 continue;
             };
-            subtract_by_columns(others[m], last, difference, d);
+            for (difference, (&a, &b)) in difference.iter_mut().zip(others[m].iter().zip(*last)) {
+                *difference = a.into() - b.into();
+            }
             let before = if m > 0 { dot(product, difference) } else { 0.0 };
             for (centre, &difference) in centre.iter_mut().zip(&*difference) {
                 let rest = if m > 0 { *centre } else { 0.0 };
                 *centre = rest + (share * difference) as f32;
             }
-            let columns = linalg::view(difference, rows, d);
+            let columns = linalg::view(difference, d, rows);
+            let keep = if m == 0 { 0.0 } else { 1.0 };
             let mut multiply = |band: Range<usize>, values: &[f64]| {
-                let keep = if m == 0 && band.start == 0 { 0.0 } else { 1.0 };
                 let values = linalg::view(values, d, band.len()).reversed_axes();
-                let columns = columns.slice(s![.., band]);
-                general_mat_mul(1.0, &columns, &values, keep, &mut linalg::view_mut(product, rows, d));
+                let mut product = linalg::view_mut(product, d, rows);
+                linalg::multiply(1.0, values, columns, keep, product.slice_mut(s![band, ..]));
             };
             self.grams.add(gram, d, pass, sum, reading, Some(&mut multiply))?;
             crossed += dot(product, difference) - before;
@@ -222,8 +226,8 @@ impl RegMean<'_> {
         Ok(Begun { crossed, mean_objective: None })
     }
 
-    /// S in `workspace.sum`, G₁ in `workspace.product`, D in `workspace.difference` by rows and CᵀC in
-    /// `workspace.square`. There are two experts, and so C is half of D.
+    /// S in `workspace.sum`, G₁ in `workspace.product`, Dᵀ in `workspace.difference` and CᵀC in `workspace.square`.
+    /// There are two experts, and so C is half of D.
     fn begin_operator<T: Real>(
         &self,
         linear: &Linear,
@@ -243,7 +247,8 @@ impl RegMean<'_> {
             *centre = (0.5 * *difference) as f32;
         }
         let square = sized(&mut workspace.square, d * d);
-        linalg::square(linalg::view(centre, d, rows), square);
+        square.fill(0.0);
+        linalg::add_square(1.0, linalg::view_mut(square, d, d), linalg::view(centre, d, rows));
         for (m, gram) in linear.grams.iter().enumerate() {
             let pass = Pass { non_diag_scale: linear.options.non_diag_scale, first: m == 0, digest: true };
             let mut keep = |band: Range<usize>, values: &[f64]| {
@@ -257,11 +262,11 @@ impl RegMean<'_> {
     }
 }
 
-/// The objective of the plain mean, where S + λI is factorised, and P and C are known by columns.
+/// The objective of the plain mean, where S + λI is factorised, and Pᵀ and Cᵀ are known.
 fn mean_objective(begun: &Begun, lambda: f64, rows: usize, d: usize, experts: usize, workspace: &mut Workspace) -> f64 {
     let Workspace { sum, product, centre, panel, square, .. } = workspace;
     let centre = &centre[..rows * d];
-    let energy = linalg::norm2_of_product(linalg::view(centre, rows, d), linalg::view(sum, d, d), panel, square);
+    let energy = linalg::norm2_of_product(linalg::view(sum, d, d), linalg::view(centre, d, rows), panel, square);
     let from_sum = energy - lambda * dot(centre, centre);
     // tr(PCᵀ) is half of tr(DGDᵀ) where there is one D = 2C.
     let across = if experts == 2 { begun.crossed / 2.0 } else { dot(&product[..rows * d], centre) };
@@ -280,51 +285,45 @@ fn finish_rows<T: Real>(
     let rows = out.len() / d.max(1);
     let product = &mut workspace.product[..rows * d];
     if lambda > 0.0 {
-        add_centre(experts, lambda, product, rows, d);
+        add_centre(experts, lambda, product);
     }
     // With P' = P + λC and X(S + λI) = P', tr(PXᵀ) is tr(P'Xᵀ) − λ·tr(CXᵀ), and tr(XSXᵀ) is tr(P'Xᵀ) − λ‖X‖².
     let l = linalg::view(&workspace.sum, d, d);
-    linalg::divide_by_transpose(linalg::view_mut(product, rows, d), l);
+    linalg::solve_lower(l, linalg::view_mut(product, d, rows));
     let energy = dot(product, product);
-    linalg::divide_by(linalg::view_mut(product, rows, d), l);
+    linalg::solve_upper(l, linalg::view_mut(product, d, rows));
     let pull = match lambda > 0.0 {
         true => lambda * (2.0 * dot(product, &workspace.centre[..rows * d]) - dot(product, product)),
         false => 0.0,
     };
-    if let Some(last) = experts.last() {
-        add_by_columns(last, product, out, d);
-    }
+    add_to_last(experts, product, out);
     begun.crossed - energy + pull
 }
 
-/// Solves for M = (G₁ + λ/2·I)(S + λI)⁻¹, multiplies and adds X = D·M to the last expert. Returns the objective.
+/// Solves for N = (S + λI)⁻¹(G₁ + λ/2·I), multiplies and adds Xᵀ = N·Dᵀ to the last expert. Returns the objective.
 fn finish_operator<T: Real>(lambda: f64, experts: &[&[T]], out: &mut [T], d: usize, workspace: &mut Workspace) -> f64 {
     let rows = out.len() / d.max(1);
     let l = linalg::view(&workspace.sum, d, d);
     let product = &mut workspace.product[..d * d];
-    // What is left of tr(DGDᵀ) is tr(D·K·Dᵀ) with K = G₁ − Z·Zᵀ, Z·Lᵀ = G₁: the parallel sum of both grams. A ridge adds
-    // λ/2·(M + Mᵀ) − λ·M·Mᵀ.
+    // What is left of tr(DGDᵀ) is tr(D·K·Dᵀ) with K = G₁ − Zᵀ·Z, L·Z = G₁: the parallel sum of both grams. A ridge adds
+    // λ/2·(N + Nᵀ) − λ·Nᵀ·N.
     let left = sized(&mut workspace.left, d * d);
     left.copy_from_slice(product);
     add_to_diagonal(product, d, lambda / 2.0);
-    linalg::divide_by_transpose(linalg::view_mut(product, d, d), l);
-    linalg::subtract_square(linalg::view_mut(left, d, d), linalg::view(product, d, d));
-    linalg::divide_by(linalg::view_mut(product, d, d), l);
+    linalg::solve_lower(l, linalg::view_mut(product, d, d));
+    linalg::add_square(-1.0, linalg::view_mut(left, d, d), linalg::view(product, d, d).reversed_axes());
+    linalg::solve_upper(l, linalg::view_mut(product, d, d));
     let operator = linalg::view(product, d, d);
     if lambda > 0.0 {
         let mut left = linalg::view_mut(left, d, d);
         left.scaled_add(lambda / 2.0, &operator);
         left.scaled_add(lambda / 2.0, &operator.t());
-        linalg::subtract_square(left, (&operator * lambda.sqrt()).view());
+        linalg::add_square(-lambda, left, operator.t());
     }
     let solution = sized(&mut workspace.solution, rows * d);
-    let difference = linalg::view(&workspace.difference, d, rows).reversed_axes();
-    general_mat_mul(1.0, &difference, &operator, 0.0, &mut linalg::view_mut(solution, d, rows).reversed_axes());
-    if let Some(last) = experts.last() {
-        for ((out, &w), &x) in out.iter_mut().zip(*last).zip(&*solution) {
-            *out = T::rounded(w.into() + x);
-        }
-    }
+    let difference = linalg::view(&workspace.difference, d, rows);
+    linalg::multiply(1.0, operator, difference, 0.0, linalg::view_mut(solution, d, rows));
+    add_to_last(experts, solution, out);
     4.0 * inner(&workspace.square, left, d)
 }
 
@@ -383,61 +382,20 @@ fn inner(a: &[f32], b: &[f64], d: usize) -> f64 {
     (0..d).map(column).sum()
 }
 
-/// Side of the tiles in which row-major and column-major matrices meet.
-const TILE: usize = 32;
-
-/// The tiles of a matrix [rows, columns].
-fn tiles(rows: usize, columns: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    let ranges = |length: usize| (0..length).step_by(TILE).map(move |at| at..length.min(at + TILE));
-    ranges(rows).flat_map(move |rows| ranges(columns).map(move |columns| (rows.clone(), columns)))
-}
-
-/// `out` = A − B, A and B [rows, d] by rows, `out` by columns.
-fn subtract_by_columns<T: Real>(a: &[T], b: &[T], out: &mut [f64], d: usize) {
-    let rows = a.len() / d.max(1);
-    let mut tile = [[0.0; TILE]; TILE];
-    for (high, wide) in tiles(rows, d) {
-        for (row, values) in high.clone().zip(&mut tile) {
-            let at = row * d + wide.start..row * d + wide.end;
-            let pairs = a[at.clone()].iter().zip(&b[at]);
-            values.iter_mut().zip(pairs).for_each(|(value, (&a, &b))| *value = a.into() - b.into());
-        }
-        for (k, column) in wide.enumerate() {
-            let out = &mut out[column * rows + high.start..column * rows + high.end];
-            out.iter_mut().zip(&tile).for_each(|(out, values)| *out = values[k]);
-        }
+/// `out` = Wₙ + X.
+fn add_to_last<T: Real>(experts: &[&[T]], x: &[f64], out: &mut [T]) {
+    let Some(last) = experts.last() else { return };
+    for (out, (&w, &x)) in out.iter_mut().zip(last.iter().zip(x)) {
+        *out = T::rounded(w.into() + x);
     }
 }
 
-/// `out` = W + X, W and `out` [rows, d] by rows, X by columns.
-fn add_by_columns<T: Real>(w: &[T], x: &[f64], out: &mut [T], d: usize) {
-    let rows = w.len() / d.max(1);
-    let mut tile = [[0.0; TILE]; TILE];
-    for (high, wide) in tiles(rows, d) {
-        for (column, values) in wide.clone().zip(&mut tile) {
-            let at = column * rows + high.start..column * rows + high.end;
-            values.iter_mut().zip(&x[at]).for_each(|(value, &x)| *value = x);
-        }
-        for (k, row) in high.enumerate() {
-            let at = row * d + wide.start..row * d + wide.end;
-            let pairs = w[at.clone()].iter().zip(&tile);
-            out[at].iter_mut().zip(pairs).for_each(|(out, (&w, values))| *out = T::rounded(w.into() + values[k]));
-        }
-    }
-}
-
-/// Adds λ times the plain mean less the last expert, by columns.
-fn add_centre<T: Real>(experts: &[&[T]], lambda: f64, product: &mut [f64], rows: usize, d: usize) {
+/// Adds λ times the plain mean less the last expert.
+fn add_centre<T: Real>(experts: &[&[T]], lambda: f64, product: &mut [f64]) {
     let Some((last, others)) = experts.split_last() else { return };
     let share = lambda / experts.len() as f64;
-    for (high, wide) in tiles(rows, d) {
-        for row in high {
-            for column in wide.clone() {
-                let at = row * d + column;
-                let last: f64 = last[at].into();
-                let vectors = others.iter().map(|expert| expert[at].into() - last).sum::<f64>();
-                product[column * rows + row] += share * vectors;
-            }
-        }
+    for (at, (product, &last)) in product.iter_mut().zip(*last).enumerate() {
+        let last: f64 = last.into();
+        *product += share * others.iter().map(|expert| expert[at].into() - last).sum::<f64>();
     }
 }

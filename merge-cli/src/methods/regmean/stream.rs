@@ -32,8 +32,9 @@ pub struct GramFile<'c> {
 #[derive(Default)]
 pub struct Buffers {
     bytes: Vec<u8>,
+    /// As stored, where that isn't rows of f64.
     values: Vec<f64>,
-    rows: Vec<f64>,
+    /// Rows in full.
     band: Vec<f64>,
     probe: Probe,
 }
@@ -56,7 +57,8 @@ impl GramFile<'_> {
     /// Adds a gram of width `d`, scaled, to the upper triangle of `sum` [d, d], row-major. The triangle below the
     /// diagonal may be used up.
     ///
-    /// `visit`, if there is one, is given the scaled rows in order: their numbers, and all of their d columns.
+    /// `visit`, if there is one, is given the scaled rows in order, a band at a time: their numbers, and all of their
+    /// d columns.
     ///
     /// # Errors
     /// Reading fails; the gram has NaN, infinite, or negative diagonal entries, or isn't symmetric.
@@ -72,30 +74,26 @@ impl GramFile<'_> {
         let fault = |reason: String| {
             Error::tensor(self.checkpoint.path(), &self.checkpoint.tensors()[gram.tensor].name, reason)
         };
-        let Buffers { bytes, values, rows, band, probe } = buffers;
         let mut digest = pass.digest.then(|| self.digester.in_order(gram.tensor));
         let scale = pass.non_diag_scale;
-        if visit.is_some() && band.len() < BAND.min(d) * d {
-            band.resize(BAND.min(d) * d, 0.0);
-        }
-        probe.start(d);
+        buffers.probe.start(d);
         for top in (0..d).step_by(BAND) {
             let bottom = d.min(top + BAND);
             for range in portions(top..bottom, d) {
-                self.read(gram, d, &range, bytes, values, |bytes| {
+                // Rows that nobody will visit needn't be kept.
+                let kept = if visit.is_some() { top } else { range.start };
+                let length = (range.end - kept) * d;
+                if buffers.band.len() < length {
+                    buffers.band.resize(length.max(if visit.is_some() { BAND.min(d) * d } else { 0 }), 0.0);
+                }
+                self.read(gram, d, &range, kept, sum, buffers, |bytes| {
                     if let Some(digest) = &mut digest {
                         digest.pass(bytes);
                     }
                 })?;
-                let full: &[f64] = match gram.storage {
-                    Storage::Full => values,
-                    Storage::Packed => {
-                        unpack(values, range.clone(), d, sum, rows);
-                        mirror(rows, range.clone(), d, sum);
-                        rows
-                    }
-                };
-                for (i, row) in range.zip(full.chunks_exact(d)) {
+                let Buffers { band, probe, .. } = &mut *buffers;
+                let rows = &mut band[(range.start - kept) * d..length];
+                for (i, row) in range.zip(rows.chunks_exact_mut(d)) {
                     if !probe.row(i, row) {
                         let at = row.iter().position(|x| !x.is_finite());
                         let entry = at.map_or(format!("row {i}"), |j| format!("entry ({}, {})", i.min(j), i.max(j)));
@@ -105,18 +103,18 @@ impl GramFile<'_> {
                         return Err(fault(format!("entry ({i}, {i}) is {:e}: no sum of squares is negative", row[i])));
                     }
                     add_row(row, i, scale, pass.first, &mut sum[i * d..(i + 1) * d]);
-                    if visit.is_some() {
-                        let scaled = &mut band[(i - top) * d..(i - top + 1) * d];
-                        scaled.iter_mut().zip(row).for_each(|(scaled, &x)| *scaled = scale * x);
-                        scaled[i] = row[i];
+                    if visit.is_some() && scale != 1.0 {
+                        let diagonal = row[i];
+                        row.iter_mut().for_each(|x| *x *= scale);
+                        row[i] = diagonal;
                     }
                 }
             }
             if let Some(visit) = &mut visit {
-                visit(top..bottom, &band[..(bottom - top) * d]);
+                visit(top..bottom, &buffers.band[..(bottom - top) * d]);
             }
         }
-        if probe.suspects() {
+        if buffers.probe.suspects() {
             let Asymmetry { most, at: (i, j), largest } = self.asymmetry(gram, d, sum, buffers)?;
             if most > ASYMMETRY * largest {
                 let relative = most / largest;
@@ -131,40 +129,53 @@ impl GramFile<'_> {
 
     /// Compares every entry with its mirror image. Uses up the triangle of `sum` below the diagonal.
     fn asymmetry(&self, gram: &Gram, d: usize, sum: &mut [f64], buffers: &mut Buffers) -> Result<Asymmetry> {
-        let Buffers { bytes, values, .. } = buffers;
         let mut asymmetry = Asymmetry::default();
         for range in portions(0..d, d).filter(|_| gram.storage == Storage::Full) {
-            self.read(gram, d, &range, bytes, values, |_| ())?;
-            asymmetry.compare(values, range.clone(), d, sum);
-            mirror(values, range, d, sum);
+            self.read(gram, d, &range, range.start, sum, buffers, |_| ())?;
+            let rows = &buffers.band[..range.len() * d];
+            asymmetry.compare(rows, range.clone(), d, sum);
+            mirror(rows, range, d, sum);
         }
         Ok(asymmetry)
     }
 
-    /// Reads rows as f64; `pass` gets their bytes.
+    /// Reads rows as f64 into the band, whose first row is number `top`; `pass` gets their bytes. What packed rows lack
+    /// is found below the diagonal of `sum`, where later ones will find theirs.
+    #[allow(clippy::too_many_arguments)]
     fn read(
         &self,
         gram: &Gram,
         d: usize,
         rows: &Range<usize>,
-        bytes: &mut Vec<u8>,
-        values: &mut Vec<f64>,
+        top: usize,
+        sum: &mut [f64],
+        buffers: &mut Buffers,
         pass: impl FnOnce(&[u8]),
     ) -> Result<()> {
+        let Buffers { bytes, values, band, .. } = buffers;
+        let band = &mut band[(rows.start - top) * d..(rows.end - top) * d];
         let tensor = gram.tensor;
         let info = &self.checkpoint.tensors()[tensor];
         let range = gram.storage.row_start(d, rows.start)..gram.storage.row_start(d, rows.end);
-        if info.dtype == Dtype::F64 && cfg!(target_endian = "little") {
-            self.checkpoint.read_f64(tensor, range, values)?;
-            pass(bytemuck::cast_slice(values));
+        if info.dtype == Dtype::F64 && gram.storage == Storage::Full && cfg!(target_endian = "little") {
+            let bytes = bytemuck::cast_slice_mut(band);
+            self.checkpoint.read_into(tensor, range, bytes)?;
+            pass(bytes);
             return Ok(());
         }
         self.checkpoint.read(tensor, range, bytes)?;
         pass(bytes);
-        match formats::decode_f64(bytes, info.dtype, values) {
-            true => Ok(()),
-            false => Err(not_real(self.checkpoint, tensor)),
+        if !formats::decode_f64(bytes, info.dtype, values) {
+            return Err(not_real(self.checkpoint, tensor));
         }
+        match gram.storage {
+            Storage::Full => band.copy_from_slice(values),
+            Storage::Packed => {
+                unpack(values, rows.clone(), d, sum, band);
+                mirror(band, rows.clone(), d, sum);
+            }
+        }
+        Ok(())
     }
 
     /// The gram's name, for messages.
@@ -292,8 +303,7 @@ fn mirror(rows: &[f64], range: Range<usize>, d: usize, sum: &mut [f64]) {
 }
 
 /// Rows in full from their packed upper triangle and, below the diagonal, from what was mirrored there.
-fn unpack(packed: &[f64], range: Range<usize>, d: usize, sum: &[f64], rows: &mut Vec<f64>) {
-    rows.resize(range.len() * d, 0.0);
+fn unpack(packed: &[f64], range: Range<usize>, d: usize, sum: &[f64], rows: &mut [f64]) {
     let mut rest = packed;
     for (k, i) in range.clone().enumerate() {
         let (upper, later) = rest.split_at(d - i);
