@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod memory;
 mod signals;
 
 use std::io::Write;
@@ -10,6 +11,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::Cli;
+
+#[global_allocator]
+static ALLOCATOR: memory::OrExit = memory::OrExit;
 
 /// What a command has to say: the text for stdout, and whether it found what it looked for.
 pub struct Report {

@@ -89,6 +89,9 @@ pub fn usage<T>(message: &str) -> Result<T> {
     crate::cli::Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
+/// What to do about it, for every command.
+pub const OUT_OF_MEMORY: &str = "out of memory: lower --batch-size or --image-size, or use --precision bf16";
+
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 /// Runs a command; a panic in it, as burn's when a device is out of memory, becomes an error of one line.
@@ -110,7 +113,7 @@ where
         let reason = PANIC.lock().ok().and_then(|mut panic| panic.take()).unwrap_or_default();
         let memory = ["memory", "alloc", "OOM"].iter().any(|word| reason.contains(word));
         if memory {
-            anyhow::bail!("out of memory: lower --batch-size or --image-size, or use --precision bf16 ({reason})");
+            anyhow::bail!("{OUT_OF_MEMORY} ({reason})");
         }
         anyhow::bail!("it stopped at something that isn't foreseen, please report it: {reason}")
     })

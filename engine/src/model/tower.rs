@@ -3,7 +3,7 @@
 //! A modality-specific checkpoint has two or three experts of which a text alone needs one, and of the 30,522 word
 //! vectors a query needs a few. To read no more is most of what makes a search quick, and it halves the memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -106,12 +106,11 @@ impl TextEncoder {
         weights.fit(a, None, Some(len))?;
         let known: BTreeSet<usize> = texts.ids.iter().map(|&id| id as usize).collect();
         keep_words(&mut weights, a, &known)?;
-        let place = |id: i32| known.range(..id as usize).count() as i32;
-        let mut places = std::collections::HashMap::new();
+        let places: HashMap<i32, i32> = known.iter().map(|&id| id as i32).zip(0..).collect();
         let mut ids = Vec::with_capacity(texts.count * len);
         let mut mask = Vec::with_capacity(texts.count * len);
         for (row, marks) in texts.ids.chunks_exact(texts.len).zip(texts.mask.chunks_exact(texts.len)) {
-            ids.extend(row[..len].iter().map(|&id| *places.entry(id).or_insert_with(|| place(id))));
+            ids.extend(row[..len].iter().map(|id| places.get(id).copied().unwrap_or(0)));
             mask.extend_from_slice(&marks[..len]);
         }
         let columns = a.hidden_size;

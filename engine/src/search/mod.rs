@@ -22,7 +22,7 @@ use crate::model::tower::ImageEncoder;
 pub const FILE: &str = ".engine-search.safetensors";
 
 /// Files that are embedded between two writings of the index: what an interrupted run keeps.
-const STEP: usize = 4096;
+const STEP: usize = 1024;
 
 /// What to search in, and by what.
 pub struct Search<'a> {
