@@ -131,8 +131,14 @@ fn grams_of_one_batch() {
 fn ten_steps_of_training() {
     let expected = json("expect_train_irtr_ufo.json");
     let heads = Heads { irtr: Want::Make(0), ..Heads::default() };
-    let settings =
-        Settings { optimizer: Optimizer::default(), dropout: 0.0, drop_path: 0.0, precision: Precision::F32, seed: 0 };
+    let settings = Settings {
+        optimizer: Optimizer::default(),
+        dropout: 0.0,
+        drop_path: 0.0,
+        precision: Precision::F32,
+        activation_checkpointing: false,
+        seed: 0,
+    };
     let image_size = Some(size(&json("config.json"), "image_size"));
     let options = Options { device: Choice::Cpu, image_size, ..Options::default() };
     let path = golden("model_ufo.safetensors");

@@ -19,8 +19,8 @@ use super::config::{Architecture, ArchitectureError};
 pub enum LoadError {
     #[error(transparent)]
     File(#[from] formats::Error),
-    #[error("{path}: {source}")]
-    Architecture { path: String, source: ArchitectureError },
+    #[error("{path}: {reason}")]
+    Architecture { path: String, reason: ArchitectureError },
     #[error("{path}: {reason}")]
     Unfit { path: String, reason: String },
 }
@@ -82,7 +82,7 @@ impl Weights {
         let table = checkpoint.tensors().iter().find(|info| info.name.ends_with("relative_position_bias_table"));
         let rows = table.map(|info| info.shape.first().copied().unwrap_or(0));
         let architecture = Architecture::of(&detected, rows, image_size)
-            .map_err(|source| LoadError::Architecture { path: shown.clone(), source })?;
+            .map_err(|reason| LoadError::Architecture { path: shown.clone(), reason })?;
         let mut entries = IndexMap::new();
         for (tensor, info) in checkpoint.tensors().iter().enumerate() {
             if layout.buffer(&info.name) == Some(Buffer::Image) || !info.dtype.is_float() {
@@ -260,7 +260,7 @@ impl Weights {
         wanted.image_size = image_size.unwrap_or(a.image_size);
         wanted.text_len = text_len.unwrap_or(a.text_len);
         let path = self.path.clone();
-        wanted.check().map_err(|source| LoadError::Architecture { path, source })?;
+        wanted.check().map_err(|reason| LoadError::Architecture { path, reason })?;
         if wanted.image_size != a.image_size {
             let (from, to) = (a.grid(), wanted.grid());
             if a.relative_positions {

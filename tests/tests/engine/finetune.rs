@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::{engine, failed, rejected};
 
 /// A model that needs no vocabulary: image classification on the built-in data, small enough for a test.
-const SMALL: &str = "--task img_cls --batch-size 4 --accumulate 2 --device cpu --image-size 48 --set val_limit=12 --set samples=2";
+const SMALL: &str =
+    "--task img_cls --batch-size 4 --accumulate 2 --device cpu --image-size 48 --set val_limit=12 --set samples=2";
 
 /// What equal runs have in common of `metrics.jsonl`.
 fn curve(run: &Path) -> Vec<Value> {

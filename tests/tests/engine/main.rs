@@ -1,7 +1,9 @@
 //! `engine` from the outside: what it prints, what it writes, and how it ends.
 
+mod device;
 mod embed;
 mod finetune;
+mod grams;
 mod inputs;
 mod models;
 mod predict;
