@@ -96,7 +96,18 @@ impl Weights {
         }
         let metadata = checkpoint.metadata().clone();
         let (layout, ready) = (Some(layout), Mutex::default());
-        Ok((Weights { path: shown, layout, checkpoint: Some(checkpoint), entries, ready, maps: HashMap::new(), metadata }, architecture))
+        Ok((
+            Weights {
+                path: shown,
+                layout,
+                checkpoint: Some(checkpoint),
+                entries,
+                ready,
+                maps: HashMap::new(),
+                metadata,
+            },
+            architecture,
+        ))
     }
 
     /// No tensors at all: for a model from scratch.
