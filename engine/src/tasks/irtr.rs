@@ -1,4 +1,7 @@
 //! Image-text retrieval: a caption and its image are to be closer than it and the others.
+//!
+//! An example is a caption with its image. Two captions of one image may meet in a batch and then count as each other's
+//! negatives, as in the Python code.
 
 use std::cell::RefCell;
 

@@ -148,9 +148,9 @@ impl TrainData {
         let loader = prepared::<K>(&self.set, &self.tokenizer, self.sizes, self.transform.clone(), options)?;
         let labels = self.labels;
         Ok(Box::new(loader.map(move |found| {
-            let (position, inputs, about) = found?;
-            let batch = K::train_batch(inputs, about, labels)?;
-            Ok(Placed { epoch: position.epoch, batch: position.batch, examples: batch })
+            let Prepared { position, inputs, about } = found?;
+            let examples = K::train_batch(inputs, about, labels)?;
+            Ok(Placed { epoch: position.epoch, batch: position.batch, examples })
         })))
     }
 }
@@ -207,12 +207,19 @@ impl Evaluation {
     fn batches<K: Kind>(&self, runner: &dyn Runner) -> Result<impl Iterator<Item = Result<(Inputs, Vec<K::About>)>>> {
         let options = self.options();
         let loader = prepared::<K>(&self.set, &self.tokenizer, Sizes::of(runner), Transform::Evaluation, options)?;
-        Ok(loader.map(|found| found.map(|(_, inputs, about)| (inputs, about))))
+        Ok(loader.map(|found| found.map(|batch| (batch.inputs, batch.about))))
     }
 
     fn options(&self) -> LoaderOptions {
         LoaderOptions { batch_size: self.batch_size, threads: self.workers, ..LoaderOptions::default() }
     }
+}
+
+/// A batch and its place.
+struct Prepared<A> {
+    position: Position,
+    inputs: Inputs,
+    about: Vec<A>,
 }
 
 /// Batches as the loader makes them of examples that are prepared on its threads.
@@ -222,7 +229,7 @@ fn prepared<K: Kind>(
     sizes: Sizes,
     transform: Transform,
     options: LoaderOptions,
-) -> Result<impl Iterator<Item = Result<(Position, Inputs, Vec<K::About>)>> + use<K>> {
+) -> Result<impl Iterator<Item = Result<Prepared<K::About>>> + use<K>> {
     let (source, tokenizer) = (set.clone(), tokenizer.clone());
     let load = move |index: usize, rng: &mut ChaCha8Rng| {
         // A file that can't be read is as bad as one that can't be decoded.
@@ -261,7 +268,7 @@ fn prepared<K: Kind>(
             }
             about.push(rest);
         }
-        Ok((batch.position, inputs, about))
+        Ok(Prepared { position: batch.position, inputs, about })
     }))
 }
 

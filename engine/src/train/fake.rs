@@ -138,8 +138,8 @@ impl Trainer for Fake {
             let exps = [scores[0].exp(), scores[1].exp()];
             let sum = exps[0] + exps[1];
             loss -= f64::from((exps[label] / sum).ln());
-            for class in 0..2 {
-                let error = exps[class] / sum - f32::from(class == label);
+            for (class, exp) in exps.iter().enumerate() {
+                let error = exp / sum - f32::from(class == label);
                 for (i, x) in row.iter().enumerate() {
                     self.gradients[class * FEATURES + i] += weight * f64::from(error * x) / labels.len() as f64;
                 }

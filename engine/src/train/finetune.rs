@@ -16,7 +16,6 @@ use super::recorder::Recorder;
 use super::resolve::Error;
 use super::run_dir::{MERGED, RunDir, Saved, State};
 use super::schedule::Schedule;
-use crate::batch::TrainBatch;
 use crate::data::{self, Dataset};
 use crate::image::{RandAugment, Training};
 use crate::report::run_files::{RunResult, SAMPLE_IMAGES, SAMPLES, Status};
@@ -102,7 +101,7 @@ pub fn start(
     let (config, task) = complete(config)?;
     RunDir::check(folder, force)?;
     let checkpoint = config.checkpoint.as_deref().map(Checkpoint::read).transpose()?;
-    let (image_size, text_len, mut notes) = sizes(&config, checkpoint.as_ref())?;
+    let Asked { image_size, text_len, mut notes } = sizes(&config, checkpoint.as_ref())?;
     let known = checkpoint.as_ref().map(|checkpoint| &checkpoint.metadata);
     let data = Data::open(&config, task, known)?;
     let steps = planned(&config, &data)?;
@@ -163,8 +162,8 @@ pub fn resume(
         Source::Scratch { .. } => None,
     };
     // A checkpoint of this run has its sizes already.
-    let (image_size, text_len, notes) = match saved {
-        Some(_) => (None, None, Vec::new()),
+    let Asked { image_size, text_len, notes } = match saved {
+        Some(_) => Asked::default(),
         None => sizes(&config, checkpoint.as_ref())?,
     };
     let metadata = checkpoint.map(|checkpoint| checkpoint.metadata).unwrap_or_default();
@@ -257,11 +256,15 @@ impl Checkpoint {
     }
 }
 
-/// Image size and text length to ask for, where they differ from what the checkpoint has, and what to tell about it.
-fn sizes(
-    config: &Config,
-    checkpoint: Option<&Checkpoint>,
-) -> Result<(Option<usize>, Option<usize>, Vec<String>), Error> {
+/// Image size and text length to open a model with, where they differ from its own, and what to tell about that.
+#[derive(Default)]
+struct Asked {
+    image_size: Option<usize>,
+    text_len: Option<usize>,
+    notes: Vec<String>,
+}
+
+fn sizes(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Asked, Error> {
     let mut notes = Vec::new();
     let patch = match (checkpoint, &config.model) {
         (Some(checkpoint), _) => checkpoint.config.patch_size,
@@ -282,7 +285,7 @@ fn sizes(
         }
         (wanted, _) => wanted,
     };
-    Ok((config.image_size, text_len, notes))
+    Ok(Asked { image_size: config.image_size, text_len, notes })
 }
 
 /// Training and validation split.
@@ -554,28 +557,6 @@ fn write_samples(run: &RunDir, shown: Vec<tasks::Shown>) -> Result<()> {
     }
     let text = serde_json::to_string_pretty(&samples)? + "\n";
     Ok(formats::write::write_file(&run.path(SAMPLES), text.as_bytes())?)
-}
-
-/// The batches of a part of a run, for whoever wants to look at or time them without training.
-///
-/// # Errors
-/// As [`start`]; the data can't be read.
-pub fn some_batches(config: &Config, sizes: Sizes, count: usize) -> Result<Vec<TrainBatch>> {
-    use super::fit::Batches;
-    let (config, task) = complete(config.clone())?;
-    let data = Data::open(&config, task, None)?;
-    let labels = data.head_labels(task);
-    let batches = TrainData {
-        set: data.train,
-        tokenizer: Arc::new(Tokenizer::bert()),
-        sizes,
-        transform: transform(&config, sizes.image),
-        batch_size: config.part_size(),
-        labels,
-        seed: config.seed,
-        workers: config.workers(),
-    };
-    batches.from(0, 0)?.take(count).map(|placed| placed.map(|placed| placed.examples)).collect()
 }
 
 #[cfg(test)]

@@ -418,7 +418,7 @@ mod tests {
             for example in 0..self.part {
                 // Any order that differs between epochs will do.
                 let index = (batch * self.part + example + 5 * epoch) % self.examples;
-                let bright = index % 3 == 0;
+                let bright = index.is_multiple_of(3);
                 let shade = if bright { 0.5 } else { -0.4 } + index as f32 / 100.0;
                 images.pixels.extend([shade; 12]);
                 labels.push(i32::from(bright));
