@@ -171,7 +171,8 @@ pub fn throughput(measure: &Measure) -> Result<Vec<Throughput>> {
         Precision::F32 => "f32",
         Precision::Bf16 => "bf16",
     };
-    let passes: [(&'static str, f64, &dyn Fn() -> Result<()>); 2] = [
+    type Run<'a> = &'a dyn Fn() -> Result<()>;
+    let passes: [(&'static str, f64, Run); 2] = [
         ("image encoder", a.flops(a.image_tokens(), a.layers), &|| runner.embed_images(&images).map(drop)),
         ("joint forward", joint, &|| runner.vqa_logits(&texts, &images).map(drop)),
     ];

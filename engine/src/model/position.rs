@@ -57,9 +57,7 @@ fn image_rows(w: usize) -> usize {
 
 /// The first token's row, column and corner, which stand in `start` and after it.
 fn first_token(index: &mut [i32], n: usize, start: usize) {
-    for k in 0..n {
-        index[k] = start as i32;
-    }
+    index[..n].fill(start as i32);
     for k in 0..n {
         index[k * n] = start as i32 + 1;
     }

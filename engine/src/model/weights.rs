@@ -305,7 +305,7 @@ impl Weights {
         let Some(values) = self.read(name)? else { return Ok(()) };
         let shape = self.shape(name).unwrap_or_default().to_vec();
         let columns = shape.last().copied().unwrap_or(0);
-        let had = if columns == 0 { 0 } else { values.len() / columns };
+        let had = values.len().checked_div(columns).unwrap_or(0);
         if had + side * side != rows + grid.side * grid.side {
             let reason = format!("{name}: its {had} rows don't hold a grid of {0}x{0}", grid.side);
             return Err(LoadError::Unfit { path: self.path.clone(), reason });

@@ -229,12 +229,12 @@ mod tests {
         layers.file(&path, true).unwrap();
         layers.value("lr", 2e-3);
         layers.set("lr=4e-3").unwrap();
-        layers.set("model.heads = 6").unwrap();
+        layers.set("model.heads = 8").unwrap();
         let config = layers.config().unwrap();
         assert_eq!((config.lr, config.weight_decay, config.clip), (4e-3, 0.2, 1.0));
         assert_eq!(config.preset.as_deref(), Some("easy-vqa"));
         let model = config.model.unwrap();
-        assert_eq!((model.layers, model.heads, model.hidden_size), (20, 6, 192));
+        assert_eq!((model.layers, model.heads, model.hidden_size), (20, 8, 128));
     }
 
     #[test]

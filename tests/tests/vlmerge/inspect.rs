@@ -27,7 +27,7 @@ fn everything_that_pytorch_saved_and_all_golden_files() {
         let run = |options: &[&str]| {
             let mut command = folder.command("inspect");
             command.arg(&path).args(options);
-            Ran::of(command, &format!("inspect {}", path.display()))
+            Ran::of(command, &format!("vlmerge inspect {}", path.display()))
         };
         let name = path.file_name().unwrap().to_str().unwrap();
         if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
