@@ -123,7 +123,7 @@ fn a_disk_that_fills_up() {
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -f 100; exec \"$@\"", "sh"]).arg(&program).current_dir(folder.path("."));
         command.args(["interpolate", "ms.ckpt", "--ratio", "0.5", "-o", output, "--force"]);
-        let said = Ran::of(command, &format!("vlmerge, writing {output}")).failed();
+        let said = Ran::of(command, &format!("vlmerge writing {output}")).failed();
         assert_eq!(said, format!("{output}: cannot write: file too large"));
         assert!(folder.contents() == before, "{output}: files are as they were: {:?}", folder.names());
     }
