@@ -7,7 +7,6 @@ use burn::tensor::Tensor;
 
 use super::config::Architecture;
 use super::input::{patches, texts};
-use super::objectives::{self};
 use super::save::values;
 use super::transformer::{Bias, JointBias, Pass, PositionIndex, TextInput, VlModel};
 use crate::batch::{Images, Matrix, Texts};
@@ -170,17 +169,4 @@ impl<B: Backend> Runner for Session<B> {
         let logits = head.forward(self.model.mean_token(hidden.last), Precision::F32);
         Ok(matrix(logits))
     }
-}
-
-/// Similarities times exp(logit_scale), as the training loss sees them: [images, texts].
-pub fn scaled_similarities<B: Backend>(
-    session: &Session<B>,
-    images: Tensor<B, 2>,
-    texts: Tensor<B, 2>,
-) -> Tensor<B, 2> {
-    let scale = match &session.model.logit_scale {
-        Some(scale) => scale.val(),
-        None => Tensor::zeros([1], &session.model.device()),
-    };
-    objectives::similarities(images, texts, scale)
 }
