@@ -15,6 +15,11 @@ pub fn linear<B: BurnBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Optio
     }
 }
 
+pub fn linear_bf16<B: BurnBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    let to = FloatDType::BF16;
+    linear(x.cast(to), weight.cast(to), bias.map(|bias| bias.cast(to)))
+}
+
 pub fn attention<B: BurnBackend>(
     qkv: Tensor<B, 3>,
     bias: Tensor<B, 3>,

@@ -21,6 +21,14 @@ pub trait Backend: BurnBackend {
         prim(compose::linear(float::<Self, 2>(x), float(weight), bias.map(float)))
     }
 
+    fn linear_bf16(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        prim(compose::linear_bf16(float::<Self, 2>(x), float(weight), bias.map(float)))
+    }
+
     fn attention(
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,
@@ -108,10 +116,33 @@ pub fn linear<B: Backend, const D: usize>(
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, D> {
+    by_rows(x, weight, bias, <B as Backend>::linear)
+}
+
+/// As [`linear`], with the factors of the product rounded to bf16.
+///
+/// - x: bf16 or f32; weight and bias: f32
+/// - output: bf16, the sums rounded; on the CPU f32, where they aren't
+pub fn linear_bf16<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    by_rows(x, weight, bias, <B as Backend>::linear_bf16)
+}
+
+type Product<B> = fn(FloatTensor<B>, FloatTensor<B>, Option<FloatTensor<B>>) -> FloatTensor<B>;
+
+fn by_rows<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    product: Product<B>,
+) -> Tensor<B, D> {
     let mut shape = x.dims();
     let (rows, input) = (shape[..D - 1].iter().product::<usize>(), shape[D - 1]);
     shape[D - 1] = weight.dims()[0];
-    float::<B, 2>(<B as Backend>::linear(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
+    float::<B, 2>(product(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
 }
 
 /// Multi-head self-attention: softmax(q·kᵀ/√d + bias + mask)·v in every head, scores and softmax in f32.

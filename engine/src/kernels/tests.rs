@@ -157,6 +157,33 @@ fn linear_takes_strides_and_adds_up_uses() {
     );
 }
 
+/// Small products, and such as a CPU with units for bf16 gives to those.
+#[test]
+fn linear_bf16_agrees() {
+    for [rows, input, output] in [[3, 5, 7], [65, 48, 33], [200, 160, 96], [257, 130, 161]] {
+        let inputs = [(rows * input, true), (output * input, true), (output, true)];
+        let arguments = |leaves: &[Tensor<Tracked, 1>]| {
+            let [x, weight, bias] = [0, 1, 2].map(|i| leaves[i].clone());
+            (x.reshape([rows, input]), weight.reshape([output, input]), bias)
+        };
+        let ours = |leaves: &[Tensor<Tracked, 1>]| {
+            let (x, weight, bias) = arguments(leaves);
+            super::linear_bf16(x, weight, Some(bias))
+        };
+        agree(&inputs, 2e-2, ours, |leaves| {
+            let (x, weight, bias) = arguments(leaves);
+            compose::linear_bf16(x, weight, Some(bias)).cast(FloatDType::F32)
+        });
+        let exact = evaluate(&inputs, |leaves| {
+            let (x, weight, bias) = arguments(leaves);
+            super::linear(x, weight, Some(bias))
+        });
+        for (ours, exact) in evaluate(&inputs, ours).iter().zip(&exact).take(3) {
+            assert!((1e-5..1e-2).contains(&error(ours, exact)), "factors are rounded, sums aren't");
+        }
+    }
+}
+
 /// Products that run in parallel, in every order of the factors' strides.
 #[test]
 fn large_products_agree() {

@@ -20,7 +20,7 @@ pub struct Linear<B: BurnBackend> {
 
 impl<B: Backend> Linear<B> {
     /// - x: [..., d_input]
-    /// - output: [..., d_output], in the precision's dtype
+    /// - output: [..., d_output], in f32, or bf16 where the device computes in it
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>, precision: Precision) -> Tensor<B, D> {
         linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), precision)
     }
@@ -35,10 +35,7 @@ pub(super) fn linear<B: Backend, const D: usize>(
 ) -> Tensor<B, D> {
     match precision {
         Precision::F32 => kernels::linear(x, weight, bias),
-        Precision::Bf16 => {
-            let to = FloatDType::BF16;
-            kernels::linear(x.cast(to), weight.cast(to), bias.map(|bias| bias.cast(to)))
-        }
+        Precision::Bf16 => kernels::linear_bf16(x, weight, bias),
     }
 }
 

@@ -6,6 +6,10 @@ use std::mem::MaybeUninit;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+use super::simd::{bf16_bits, multiversion};
+
 /// A matrix in a slice: element (i, j) lies at i·strides[0] + j·strides[1].
 #[derive(Clone, Copy)]
 pub struct View<'a> {
@@ -38,13 +42,14 @@ impl<'a> View<'a> {
 
 /// A matrix that a product is written to.
 pub struct Target<'a> {
-    first: *mut f32,
+    pub(super) first: *mut f32,
     shape: [usize; 2],
-    strides: [usize; 2],
+    pub(super) strides: [usize; 2],
     owner: PhantomData<&'a mut [MaybeUninit<f32>]>,
 }
 
-// SAFETY: a target is an exclusive borrow; several threads write to it by `block` only, whose callers keep them apart.
+// SAFETY: a target is an exclusive borrow; several threads write to it by `block` or its pointer, and
+// whoever has them do so keeps them apart.
 unsafe impl Sync for Target<'_> {}
 
 impl<'a> Target<'a> {
@@ -118,6 +123,13 @@ pub enum Start<'a> {
     Row(&'a [f32]),
 }
 
+/// What the factors of a product are rounded to; sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factors {
+    F32,
+    Bf16,
+}
+
 /// `scale`·a·b, added to `start`, on one thread.
 pub fn multiply(a: View, b: View, scale: f32, start: Start, to: Target) {
     let ([m, k], [_, n]) = (a.shape, b.shape);
@@ -164,9 +176,34 @@ pub fn multiply(a: View, b: View, scale: f32, start: Start, to: Target) {
 /// [`multiply`] on all threads: each takes blocks of the target. A block's size doesn't depend on the number of
 /// threads, nor do the results. Blocks of a size that suits the caches beat `gemm`'s own parallelism, which packs a
 /// factor on one thread and has threads wait for each other several times a product.
-pub fn multiply_parallel(a: View, b: View, scale: f32, start: Start, to: Target) {
+pub fn multiply_parallel(a: View, b: View, scale: f32, start: Start, to: Target, factors: Factors) {
     let ([m, k], [_, n]) = (a.shape, b.shape);
     assert_eq!((a.shape[1], to.shape), (b.shape[0], [m, n]), "shapes of a matrix product");
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if factors == Factors::Bf16
+        && to.strides[1] == 1
+        && a.strides.contains(&1)
+        && b.strides.contains(&1)
+        && amx::pays([m, k, n])
+        && amx::available()
+    {
+        if let Start::Row(values) = start {
+            assert_eq!(values.len(), n, "a value for each column");
+        }
+        let [outer_stride, k_stride] = a.strides;
+        let left = amx::Factor { values: a.values, outer: m, k, outer_stride, k_stride };
+        let [k_stride, outer_stride] = b.strides;
+        let right = amx::Factor { values: b.values, outer: n, k, outer_stride, k_stride };
+        // SAFETY: `Target` checked that its elements lie within its slice, which is exclusively borrowed, and whoever
+        // made it vouches for the values to keep.
+        return unsafe { amx::multiply(left, right, scale, start, &to) };
+    }
+    if factors == Factors::Bf16 {
+        // Without such units bf16 is no faster, and computed all the same.
+        let (a_values, b_values) = (rounded(a), rounded(b));
+        let (a, b) = (View { values: &a_values, ..a }, View { values: &b_values, ..b });
+        return multiply_parallel(a, b, scale, start, to, Factors::F32);
+    }
     // Measured on AVX-512 with factors of 768 to 3072: what is packed again for each block differs with the strides.
     let [rows, columns] = if a.strides[0] == 1 && m > 1 { [576, 1536] } else { [800, 384] };
     let (rows, columns) = (Chunks::new(m, rows), Chunks::new(n, columns));
@@ -180,6 +217,22 @@ pub fn multiply_parallel(a: View, b: View, scale: f32, start: Start, to: Target)
         };
         multiply(a.part(rows, [0, k]), b.part([0, k], columns), scale, start, to);
     });
+}
+
+/// The values from a factor's first to its last, rounded to bf16.
+fn rounded(factor: View) -> Vec<f32> {
+    let values = &factor.values[..extent(factor.shape, factor.strides)];
+    let mut rounded = vec![0.0; values.len()];
+    rounded.par_chunks_mut(1 << 14).zip(values.par_chunks(1 << 14)).for_each(|(to, from)| round_to_bf16(from, to));
+    rounded
+}
+
+multiversion! {
+    fn round_to_bf16<const FMA: bool>(from: &[f32], to: &mut [f32]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(bf16_bits(*from));
+        }
+    }
 }
 
 /// A length in parts of nearly one size.
@@ -199,5 +252,66 @@ impl Chunks {
 
     fn get(&self, i: usize) -> [usize; 2] {
         [i * self.size, ((i + 1) * self.size).min(self.len)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        (0..n as u32).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 2003) as f32 / 1000.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn products_of_rounded_factors() {
+        for ([m, k, n], transposed) in [
+            ([64, 64, 512], [false, false]),
+            ([97, 130, 201], [false, true]),
+            ([200, 77, 160], [true, false]),
+            ([300, 800, 33], [true, true]),
+            ([33, 1000, 417], [false, true]),
+            ([5, 9, 7], [false, true]),
+        ] {
+            let (a, b, bias) = (values(m * k, 1), values(k * n, 2), values(n, 3));
+            let view = |values, rows, columns, transposed| match transposed {
+                true => View::new(values, [columns, rows], [rows, 1]).transposed(),
+                false => View::new(values, [rows, columns], [columns, 1]),
+            };
+            let (left, right) = (view(&a, m, k, transposed[0]), view(&b, k, n, transposed[1]));
+            for start in ["nothing", "kept", "row"] {
+                let mut found = values(m * n, 4);
+                let before = found.clone();
+                let begin = match start {
+                    "nothing" => Start::Nothing,
+                    "kept" => Start::Kept,
+                    _ => Start::Row(&bias),
+                };
+                multiply_parallel(left, right, 0.5, begin, Target::rows(&mut found, [m, n]), Factors::Bf16);
+                let bf16 = |x: f32| half::bf16::from_f32(x).to_f64();
+                for row in (0..m).step_by(7) {
+                    for column in 0..n {
+                        let of = |values: &[f32], i, j, rows, columns, transposed| -> f32 {
+                            if transposed { values[j * rows + i] } else { values[i * columns + j] }
+                        };
+                        let sum: f64 = (0..k)
+                            .map(|t| {
+                                let (x, y) =
+                                    (of(&a, row, t, m, k, transposed[0]), of(&b, t, column, k, n, transposed[1]));
+                                bf16(x * 0.5) * bf16(y)
+                            })
+                            .sum();
+                        let expected = sum
+                            + match start {
+                                "nothing" => 0.0,
+                                "kept" => f64::from(before[row * n + column]),
+                                _ => f64::from(bias[column]),
+                            };
+                        let found = f64::from(found[row * n + column]);
+                        assert!((found - expected).abs() < 1e-4, "{m}×{k}×{n} {start} at {row}, {column}");
+                    }
+                }
+            }
+        }
     }
 }

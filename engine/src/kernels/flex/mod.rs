@@ -1,9 +1,12 @@
-//! The CPU's kernels, in f32; other types take the composed definitions.
+//! The CPU's kernels, in f32; other types take the composed definitions. With bf16 asked for, tensors stay f32 and only
+//! the factors of a linear layer's products are rounded.
 //!
 //! Results don't depend on the number of threads or their timing: work is split in parts of a fixed size, and what
 //! several parts contribute to is summed in their order.
 
 mod adamw;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 mod gelu;
 mod linear;
@@ -20,6 +23,7 @@ use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_flex::Flex;
 
+use self::matrix::Factors;
 use super::{Adamw, Backend, compose, float, prim};
 
 /// The gradient registered for a node so far, taken out so that this use's share can be added to it in place.
@@ -54,9 +58,20 @@ macro_rules! all_f32 {
 impl Backend for Flex {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         if all_f32!(x, weight; bias) {
-            return linear::forward(x, weight, bias);
+            return linear::forward(x, weight, bias, Factors::F32);
         }
         prim(compose::linear::<Self>(float(x), float(weight), bias.map(float)))
+    }
+
+    fn linear_bf16(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        if all_f32!(x, weight; bias) {
+            return linear::forward(x, weight, bias, Factors::Bf16);
+        }
+        prim(compose::linear_bf16::<Self>(float(x), float(weight), bias.map(float)))
     }
 
     fn attention(
@@ -137,9 +152,20 @@ impl Backend for Flex {
 impl<C: CheckpointStrategy> Backend for Autodiff<Flex, C> {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         if all_f32!(x, weight; bias) {
-            return linear::tracked::<C>(x, weight, bias);
+            return linear::tracked::<C>(x, weight, bias, Factors::F32);
         }
         prim(compose::linear::<Self>(float(x), float(weight), bias.map(float)))
+    }
+
+    fn linear_bf16(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        if all_f32!(x, weight; bias) {
+            return linear::tracked::<C>(x, weight, bias, Factors::Bf16);
+        }
+        prim(compose::linear_bf16::<Self>(float(x), float(weight), bias.map(float)))
     }
 
     fn attention(

@@ -58,6 +58,14 @@ pub fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// The nearest bf16's bits, in a word's upper half; ties go to the even one. NaN stays NaN.
+#[inline(always)]
+pub fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    if x.is_nan() { bits & 0xffff_0000 | 0x0040_0000 } else { nearest }
+}
+
 /// The sum of `lanes`, always in the same order.
 #[inline(always)]
 pub fn sum(lanes: [f32; LANES]) -> f32 {
@@ -115,4 +123,23 @@ pub fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
     }
     let tail = e * (t * p);
     (if x < 0.0 { tail } else { 1.0 - tail }, e * 0.398_942_3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bf16_bits;
+
+    #[test]
+    fn rounding_is_that_of_half() {
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-41, f32::NAN];
+        // Ties, and what lies beside them, of both signs.
+        let numbers = (0..1 << 16).map(|i: u32| f32::from_bits(i.wrapping_mul(2_654_435_761) ^ (i & 1) << 15));
+        for x in numbers.chain([0x3f80_8000, 0x3f81_8000, 0xbf80_8001].map(f32::from_bits)).chain(special) {
+            let expected = half::bf16::from_f32(x);
+            let bits = bf16_bits(x);
+            let found = half::bf16::from_bits((bits >> 16) as u16);
+            assert_eq!(bits & 0xffff, 0);
+            assert!(found == expected || (found.is_nan() && expected.is_nan()), "{x}: {found} for {expected}");
+        }
+    }
 }
