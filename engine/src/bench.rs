@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::batch::{Images, Matrix, Texts, TrainBatch};
 use crate::device::{Device, Precision, cards};
-use crate::model::Architecture;
 use crate::model::config::Size;
 use crate::model::open::{Options, Source, open_trainer};
+use crate::model::{Architecture, Start};
 use crate::tasks::Task;
 use crate::train::config::Config;
 use crate::train::open::{heads, settings};
@@ -75,7 +75,7 @@ pub fn training(measure: &Measure) -> Result<Training> {
         Task::ImgCls => CLASSES,
     };
     let options = Options { device: config.device, precision: config.precision, ..Options::default() };
-    let source = Source::New(architecture);
+    let source = Source::New(architecture, Start::default());
     let (mut trainer, opened) = open_trainer(&source, heads(task, labels), settings(config), &options)?;
     let a = &opened.architecture;
     let batch = random(task, measure.batch, a);

@@ -11,7 +11,7 @@ use crate::batch::{Images, Texts};
 use crate::device::{Choice, Precision};
 use crate::model::config::Size;
 use crate::model::open::{Options, Source, open_runner, open_runner_from, read_probe_batch};
-use crate::model::{Architecture, Heads, Want};
+use crate::model::{Architecture, Heads, Start, Want};
 
 /// How far a forward pass may be from the golden values, relative to a tensor's largest element.
 pub const TOLERANCE_F32: f64 = 2e-4;
@@ -157,7 +157,7 @@ pub fn throughput(measure: &Measure) -> Result<Vec<Throughput>> {
     architecture.check()?;
     let heads = Heads { irtr: Want::Make(0), vqa: Want::Make(2), ..Heads::default() };
     let options = Options { device: measure.device, precision: measure.precision, ..Options::default() };
-    let (runner, opened) = open_runner_from(&Source::New(architecture), heads, &options)?;
+    let (runner, opened) = open_runner_from(&Source::New(architecture, Start::default()), heads, &options)?;
     let a = opened.architecture;
     let (count, size, len) = (measure.batch, measure.image_size, a.text_len);
     let pixels = (0..count * 3 * size * size).map(|i| ((i % 511) as f32 - 255.0) / 255.0).collect();

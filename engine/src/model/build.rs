@@ -91,6 +91,22 @@ impl LoadReport {
     }
 }
 
+/// How parameters start that no checkpoint gives.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Start {
+    /// Standard deviation of weights, cut at two of them. Norms and biases start at 1 and 0.
+    pub std: f32,
+    /// γ of layer scale.
+    pub layer_scale: f32,
+}
+
+impl Default for Start {
+    /// As BEiT and VLMo begin.
+    fn default() -> Start {
+        Start { std: 0.02, layer_scale: 0.1 }
+    }
+}
+
 /// Builds the model. `seed` is for what has to be initialised; with `scratch` that may be everything.
 ///
 /// # Errors
@@ -100,7 +116,7 @@ pub fn build<B: Backend>(
     a: &Architecture,
     heads: Heads,
     seed: u64,
-    scratch: bool,
+    scratch: Option<Start>,
     device: &B::Device,
 ) -> Result<(VlModel<B>, LoadReport), LoadError> {
     build_extent(weights, a, heads, Extent::Whole, seed, scratch, device)
@@ -116,7 +132,7 @@ pub(super) fn build_extent<B: Backend>(
     heads: Heads,
     extent: Extent,
     seed: u64,
-    scratch: bool,
+    scratch: Option<Start>,
     device: &B::Device,
 ) -> Result<(VlModel<B>, LoadReport), LoadError> {
     let mut builder = Builder::<B> {
@@ -124,7 +140,8 @@ pub(super) fn build_extent<B: Backend>(
         device,
         extent,
         seed,
-        scratch,
+        scratch: scratch.is_some(),
+        begin: scratch.unwrap_or_default(),
         used: Default::default(),
         initialised: Vec::new(),
         missing: Vec::new(),
@@ -138,8 +155,10 @@ pub(super) fn build_extent<B: Backend>(
 #[derive(Clone, Copy)]
 enum Init {
     Constant(f32),
-    /// Normal with this standard deviation, cut at two of them.
-    Normal(f32),
+    /// Normal, with the deviation of [`Start`].
+    Weight,
+    /// What layer `.0` adds to its input: smaller in deeper layers, as BEiT does it.
+    Residual(usize),
 }
 
 struct Builder<'a, B: BurnBackend> {
@@ -147,14 +166,14 @@ struct Builder<'a, B: BurnBackend> {
     device: &'a B::Device,
     extent: Extent,
     seed: u64,
+    /// Whether all of the model may be missing.
     scratch: bool,
+    begin: Start,
     used: std::collections::HashSet<String>,
     initialised: Vec<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
 }
-
-const STD: f32 = 0.02;
 
 impl<B: Backend> Builder<'_, B> {
     fn model(&mut self, a: &Architecture, heads: Heads) -> Result<VlModel<B>, LoadError> {
@@ -180,16 +199,16 @@ impl<B: Backend> Builder<'_, B> {
                     weight: self.param(
                         "transformer.patch_embed.proj.weight",
                         [d, 3, a.patch_size, a.patch_size],
-                        Init::Normal(STD),
+                        Init::Weight,
                     )?,
                     bias: self.optional("transformer.patch_embed.proj.bias", [d], Init::Constant(0.0))?,
                 },
             },
-            cls_token: self.param("transformer.cls_token", [1, 1, d], Init::Normal(STD))?,
-            mask_token: self.optional("transformer.mask_token", [1, 1, d], Init::Normal(STD))?,
+            cls_token: self.param("transformer.cls_token", [1, 1, d], Init::Weight)?,
+            mask_token: self.optional("transformer.mask_token", [1, 1, d], Init::Weight)?,
             pos_embed: match a.relative_positions {
                 true => None,
-                false => Some(self.param("transformer.pos_embed", [1, a.image_tokens(), d], Init::Normal(STD))?),
+                false => Some(self.param("transformer.pos_embed", [1, a.image_tokens(), d], Init::Weight)?),
             },
             blocks: (0..a.layers).map(|layer| self.block(a, layer)).collect::<Result<_, _>>()?,
             norm: self.norm("transformer.norm", d, 1e-6)?,
@@ -257,10 +276,9 @@ impl<B: Backend> Builder<'_, B> {
                 .experts(&format!("{base}.attn"), a.attention_experts, vl, |b, name| b.attention(name, a, layer))?,
             norm2: self.experts(&format!("{base}.norm2"), a.norm2_experts, vl, |b, name| b.norm(name, d, 1e-6))?,
             mlp: self.experts(&format!("{base}.mlp"), a.mlp_experts, vl, |b, name| {
-                let deep = rescaled(layer);
                 Ok(Mlp {
-                    fc1: b.linear(&format!("{name}.fc1"), [a.mlp_hidden, d], STD)?,
-                    fc2: b.linear(&format!("{name}.fc2"), [d, a.mlp_hidden], deep)?,
+                    fc1: b.linear(&format!("{name}.fc1"), [a.mlp_hidden, d], Init::Weight)?,
+                    fc2: b.linear(&format!("{name}.fc2"), [d, a.mlp_hidden], Init::Residual(layer))?,
                 })
             })?,
             gamma_1: self.gamma(&format!("{base}.gamma_1"), d)?,
@@ -271,7 +289,7 @@ impl<B: Backend> Builder<'_, B> {
     /// VLMo's base_plus has no layer scale: a factor of 1 there.
     fn gamma(&mut self, name: &str, d: usize) -> Result<Param<Tensor<B, 1>>, LoadError> {
         if self.has(name) || self.scratch {
-            return self.param(name, [d], Init::Constant(0.1));
+            return self.param(name, [d], Init::Constant(self.begin.layer_scale));
         }
         Ok(Param::from_tensor(Tensor::ones([d], self.device)).set_require_grad(false))
     }
@@ -296,7 +314,7 @@ impl<B: Backend> Builder<'_, B> {
     fn attention(&mut self, name: &str, a: &Architecture, layer: usize) -> Result<Attention<B>, LoadError> {
         let d = a.hidden_size;
         let qkv = Linear {
-            weight: self.param(&format!("{name}.qkv.weight"), [3 * d, d], Init::Normal(STD))?,
+            weight: self.param(&format!("{name}.qkv.weight"), [3 * d, d], Init::Weight)?,
             bias: match self.has(&format!("{name}.qkv.bias")) {
                 true => Some(self.param(&format!("{name}.qkv.bias"), [3 * d], Init::Constant(0.0))?),
                 false => None,
@@ -304,13 +322,13 @@ impl<B: Backend> Builder<'_, B> {
         };
         let q_bias = self.optional(&format!("{name}.q_bias"), [d], Init::Constant(0.0))?;
         let v_bias = self.optional(&format!("{name}.v_bias"), [d], Init::Constant(0.0))?;
-        let proj = self.linear(&format!("{name}.proj"), [d, d], rescaled(layer))?;
+        let proj = self.linear(&format!("{name}.proj"), [d, d], Init::Residual(layer))?;
         Ok(Attention::new(qkv, q_bias, v_bias, proj, a.heads))
     }
 
-    fn linear(&mut self, name: &str, shape: [usize; 2], std: f32) -> Result<Linear<B>, LoadError> {
+    fn linear(&mut self, name: &str, shape: [usize; 2], init: Init) -> Result<Linear<B>, LoadError> {
         Ok(Linear {
-            weight: self.param(&format!("{name}.weight"), shape, Init::Normal(std))?,
+            weight: self.param(&format!("{name}.weight"), shape, init)?,
             bias: Some(self.param(&format!("{name}.bias"), [shape[0]], Init::Constant(0.0))?),
         })
     }
@@ -322,7 +340,7 @@ impl<B: Backend> Builder<'_, B> {
     }
 
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Embedding<B>, LoadError> {
-        Ok(Embedding { weight: self.param(&format!("{name}.weight"), shape, Init::Normal(STD))? })
+        Ok(Embedding { weight: self.param(&format!("{name}.weight"), shape, Init::Weight)? })
     }
 
     /// NLVR2's second image has a type of its own, which starts as the first's.
@@ -396,7 +414,7 @@ impl<B: Backend> Builder<'_, B> {
 
     fn head_linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear<B>, LoadError> {
         Ok(Linear {
-            weight: self.head_param(&format!("{name}.weight"), shape, Init::Normal(STD))?,
+            weight: self.head_param(&format!("{name}.weight"), shape, Init::Weight)?,
             bias: match bias {
                 true => Some(self.head_param(&format!("{name}.bias"), [shape[0]], Init::Constant(0.0))?),
                 false => None,
@@ -480,9 +498,14 @@ impl<B: Backend> Builder<'_, B> {
     fn start<const D: usize>(&mut self, name: &str, shape: [usize; D], init: Init) -> Param<Tensor<B, D>> {
         self.initialised.push(name.to_owned());
         let elements = shape.iter().product();
+        let std = self.begin.std;
+        let std = match init {
+            Init::Residual(layer) => std / (2.0 * (layer + 1) as f32).sqrt(),
+            _ => std,
+        };
         let values = match init {
             Init::Constant(value) => vec![value; elements],
-            Init::Normal(std) => {
+            Init::Weight | Init::Residual(_) => {
                 let mut key = blake3::Hasher::new();
                 key.update(&self.seed.to_le_bytes()).update(name.as_bytes());
                 let mut rng = ChaCha8Rng::from_seed(*key.finalize().as_bytes());
@@ -521,11 +544,6 @@ impl<B: Backend> Builder<'_, B> {
 /// Saved by the Python code, of no use to a model of images.
 fn derived(name: &str) -> bool {
     name.starts_with("temporal_") || name.ends_with("position_ids") || name == "mask_for_combining_temporal"
-}
-
-/// Deeper layers start smaller, as BEiT does it.
-fn rescaled(layer: usize) -> f32 {
-    STD / (2.0 * (layer + 1) as f32).sqrt()
 }
 
 /// Standard normal, cut at 2 (Box–Muller, drawn again beyond).

@@ -10,7 +10,7 @@ use burn_cuda::{Cuda, CudaDevice};
 use burn_flex::{Flex, FlexDevice};
 use formats::layout::Layout;
 
-use super::build::{Heads, LoadReport, build};
+use super::build::{Heads, LoadReport, Start, build};
 use super::config::Architecture;
 use super::layers::Expert;
 use super::probe::{ProbeBatch, probe};
@@ -127,7 +127,7 @@ pub fn open_runner(path: &Path, options: &Options) -> Result<(Box<dyn Inspector>
 /// As [`open_runner`].
 pub fn open_runner_from(source: &Source, heads: Heads, options: &Options) -> Result<(Box<dyn Inspector>, Opened)> {
     let (weights, opened) = prepare(source, options)?;
-    let scratch = matches!(source, Source::New(_));
+    let scratch = source.start();
     match opened.device {
         Device::Cpu => session::<Flex>(weights, opened, heads, scratch, options, FlexDevice),
         Device::Cuda(index) => session::<Cuda>(weights, opened, heads, scratch, options, CudaDevice::new(index)),
@@ -139,7 +139,16 @@ pub fn open_runner_from(source: &Source, heads: Heads, options: &Options) -> Res
 pub enum Source<'a> {
     Checkpoint(&'a Path),
     /// From scratch.
-    New(Architecture),
+    New(Architecture, Start),
+}
+
+impl Source<'_> {
+    fn start(&self) -> Option<Start> {
+        match self {
+            Source::Checkpoint(_) => None,
+            Source::New(_, start) => Some(*start),
+        }
+    }
 }
 
 /// Opens a model for training. Heads that are wanted and not there are initialised; the report says so.
@@ -153,7 +162,7 @@ pub fn open_trainer(
     options: &Options,
 ) -> Result<(Box<dyn Trainer>, Opened)> {
     let (weights, opened) = prepare(source, options)?;
-    let scratch = matches!(source, Source::New(_));
+    let scratch = source.start();
     let new = (weights, heads, settings, scratch);
     match (opened.device, settings.activation_checkpointing) {
         (Device::Cpu, false) => training::<Autodiff<Flex>>(new, opened, FlexDevice),
@@ -169,7 +178,7 @@ pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Op
     let device = options.device.resolve().map_err(anyhow::Error::msg)?;
     let (mut weights, mut architecture) = match source {
         Source::Checkpoint(path) => Weights::open(path, options.root.as_deref(), options.image_size)?,
-        Source::New(architecture) => (Weights::none(), architecture.clone()),
+        Source::New(architecture, _) => (Weights::none(), architecture.clone()),
     };
     if let Some(path) = &options.heads_file {
         add_heads(&mut weights, &mut architecture, path, options.heads_task.as_deref())?;
@@ -201,7 +210,7 @@ fn session<B: Backend>(
     weights: Weights,
     mut opened: Opened,
     heads: Heads,
-    scratch: bool,
+    scratch: Option<Start>,
     options: &Options,
     device: B::Device,
 ) -> Result<(Box<dyn Inspector>, Opened)> {
@@ -212,7 +221,7 @@ fn session<B: Backend>(
 }
 
 fn training<B>(
-    (weights, heads, settings, scratch): (Weights, Heads, Settings, bool),
+    (weights, heads, settings, scratch): (Weights, Heads, Settings, Option<Start>),
     mut opened: Opened,
     device: B::Device,
 ) -> Result<(Box<dyn Trainer>, Opened)>

@@ -166,7 +166,7 @@ fn session<B: Backend>(
     device: B::Device,
 ) -> Result<Box<dyn Runner>> {
     let a = &opened.architecture;
-    let (model, _) = build_extent::<B>(weights, a, HEADS, Extent::Only(expert), 0, false, &device)?;
+    let (model, _) = build_extent::<B>(weights, a, HEADS, Extent::Only(expert), 0, None, &device)?;
     Ok(Box::new(Session::new(model, a.clone(), options.precision)))
 }
 

@@ -247,7 +247,7 @@ where
     fn restore(&mut self, weights: &Path, optimizer: &Path) -> Result<()> {
         let (weights, _) = Weights::open(weights, None, None)?;
         let device = self.model().device();
-        let (model, _) = build(&weights, &self.architecture, self.heads, self.settings.seed, false, &device)?;
+        let (model, _) = build(&weights, &self.architecture, self.heads, self.settings.seed, None, &device)?;
         let state = formats::open(optimizer)?;
         let shown = formats::show_path(optimizer).to_string();
         let step = state.metadata().get("engine.step").and_then(|step| step.parse().ok());

@@ -160,11 +160,27 @@ pub struct ModelShape {
     pub image_size: usize,
     pub patch_size: usize,
     pub text_len: usize,
+    /// Standard deviation that weights start with. BEiT's 0.02 is for wide models: narrow ones learn sooner from
+    /// about 1/√width.
+    pub init_std: f64,
+    /// What γ of layer scale starts with.
+    pub layer_scale: f64,
 }
 
 /// Every key of [`ModelShape`].
-pub const MODEL_KEYS: &[&str] =
-    &["variant", "layers", "vl_start", "hidden_size", "heads", "mlp_ratio", "image_size", "patch_size", "text_len"];
+pub const MODEL_KEYS: &[&str] = &[
+    "variant",
+    "layers",
+    "vl_start",
+    "hidden_size",
+    "heads",
+    "mlp_ratio",
+    "image_size",
+    "patch_size",
+    "text_len",
+    "init_std",
+    "layer_scale",
+];
 
 /// What pre-training computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -274,6 +290,8 @@ impl Default for ModelShape {
             image_size: 224,
             patch_size: 16,
             text_len: 40,
+            init_std: 0.02,
+            layer_scale: 0.1,
         }
     }
 }
@@ -416,6 +434,11 @@ impl ModelShape {
         }
         if self.text_len < 3 {
             return Err(format!("model.text_len is {}: a text is at least [CLS], a word and [SEP]", self.text_len));
+        }
+        for (key, value) in [("init_std", self.init_std), ("layer_scale", self.layer_scale)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("model.{key} is {value}: it must be more than 0"));
+            }
         }
         patches("model.image_size", self.image_size, self.patch_size)
     }

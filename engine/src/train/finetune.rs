@@ -99,7 +99,15 @@ pub fn start(
     open: &mut dyn FnMut(&Setup) -> Result<Ready>,
 ) -> Result<Finished> {
     let (config, task) = complete(config)?;
-    RunDir::check(folder, force)?;
+    let taken = RunDir::check(folder, force)?;
+    for input in inputs(&config) {
+        if taken.would_replace(&input) {
+            bail!(
+                "{}: this file is of the run that --force would replace: choose another folder for the new run",
+                show_path(&input)
+            );
+        }
+    }
     let checkpoint = config.checkpoint.as_deref().map(Checkpoint::read).transpose()?;
     let Asked { image_size, text_len, mut notes } = sizes(&config, checkpoint.as_ref())?;
     let known = checkpoint.as_ref().map(|checkpoint| &checkpoint.metadata);
@@ -126,10 +134,11 @@ pub fn start(
     };
     let prepared = prepare().and_then(|(setup, metadata)| Ok((open(&setup)?, setup, metadata)));
     let (ready, setup, metadata) = prepared.inspect_err(|_| {
-        // Nothing was trained: the next attempt shall not find a run here.
-        let _ = run.clear();
+        // Nothing was trained: the folder is left as it was.
+        let _ = run.give_up();
         let _ = if was_there { Ok(()) } else { std::fs::remove_dir(folder) };
     })?;
+    run.settle()?;
     Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None)
 }
 
@@ -223,6 +232,15 @@ fn complete(mut config: Config) -> Result<(Config, Task), Error> {
     }
     config.check().map_err(usage)?;
     Ok((config, task))
+}
+
+/// The files that a run begins with.
+fn inputs(config: &Config) -> Vec<PathBuf> {
+    let merged_with = match config.merge.as_ref().map(|merge| merge.parse()) {
+        Some(Ok(Merge::Arithmetic { base: file, .. } | Merge::RegMean { grams: file })) => Some(file),
+        _ => None,
+    };
+    config.checkpoint.iter().cloned().chain(merged_with).collect()
 }
 
 fn is_toy(path: &Path) -> bool {

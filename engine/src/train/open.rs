@@ -9,7 +9,7 @@ use crate::device::{Device, Precision, cards};
 use crate::model::config::Attends;
 use crate::model::open::{self, Options, open_trainer};
 use crate::model::training::{Optimizer, Settings};
-use crate::model::{Architecture, Heads, Want};
+use crate::model::{Architecture, Heads, Start, Want};
 use crate::tasks::Task;
 
 /// Opens what a run trains: a checkpoint, or random weights.
@@ -27,11 +27,14 @@ pub fn trainer(setup: &Setup) -> Result<Ready> {
     };
     let source = match &setup.source {
         Source::Checkpoint(path) => open::Source::Checkpoint(path),
-        Source::Scratch { shape, vocab_size } => open::Source::New(architecture(shape, *vocab_size)),
+        Source::Scratch { shape, vocab_size } => {
+            let start = Start { std: shape.init_std as f32, layer_scale: shape.layer_scale as f32 };
+            open::Source::New(architecture(shape, *vocab_size), start)
+        }
     };
     let (trainer, opened) = open_trainer(&source, heads(setup.task, setup.labels), settings(config), &options)?;
     let mut notes = opened.lines();
-    if matches!(source, open::Source::New(_)) {
+    if matches!(source, open::Source::New(..)) {
         // That all of it is new needs no list.
         notes = opened.notes.clone();
     }

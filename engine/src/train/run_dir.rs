@@ -15,6 +15,7 @@
 //! count; only then is the one before it removed. So weights and optimizer are always of the same step, and a full disk
 //! or a crash leaves the last complete checkpoint as it was.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub const LAST: &str = "last.safetensors";
 pub const BEST: &str = "best.safetensors";
 pub const BAD_BATCH: &str = "bad_batch.safetensors";
 pub const MERGED: &str = "merged.safetensors";
+/// Where the run that is to be replaced waits until the new one has begun.
+const ASIDE: &str = ".earlier-run";
 const CHECKPOINTS: &str = "checkpoints";
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -89,20 +92,24 @@ impl RunDir {
     ///
     /// # Errors
     /// It holds a run already and `force` is not given, or it can't be made. With `force`, what the earlier run left is
-    /// removed, and nothing else that may be there.
+    /// set aside until [`RunDir::settle`] removes it or [`RunDir::give_up`] brings it back. Nothing else that may be
+    /// there is touched.
     pub fn create(path: &Path, force: bool) -> Result<RunDir> {
-        RunDir::check(path, force)?;
-        let run = RunDir(path.to_owned());
+        let run = RunDir::check(path, force)?;
         let shown = show_path(path);
         if run.holds_a_run() {
-            run.clear().with_context(|| format!("{shown}: cannot remove the earlier run"))?;
+            let aside = run.path(ASIDE);
+            absent_is_fine(fs::remove_dir_all(&aside))
+                .and_then(|()| fs::create_dir(&aside))
+                .and_then(|()| run.move_run(&run.0, &aside))
+                .with_context(|| format!("{shown}: cannot set the earlier run aside"))?;
         }
         fs::create_dir_all(run.path(CHECKPOINTS)).with_context(|| format!("{shown}: cannot make the run's folder"))?;
         Ok(run)
     }
 
     /// Refuses a folder that [`RunDir::create`] would refuse, before any work is done.
-    pub fn check(path: &Path, force: bool) -> Result<()> {
+    pub fn check(path: &Path, force: bool) -> Result<RunDir> {
         let run = RunDir(path.to_owned());
         let shown = show_path(path);
         if path.exists() && !path.is_dir() {
@@ -114,7 +121,7 @@ impl RunDir {
                  another folder"
             );
         }
-        Ok(())
+        Ok(run)
     }
 
     /// The folder of a run to go on with.
@@ -143,21 +150,48 @@ impl RunDir {
         self.path(CONFIG).exists() || self.path(CHECKPOINTS).exists()
     }
 
-    /// Removes what a run has left, and nothing else.
-    pub fn clear(&self) -> io::Result<()> {
-        // The configuration goes last: until then the folder is seen to hold a run.
+    /// The new run has begun: what was set aside for it goes.
+    pub fn settle(&self) -> Result<()> {
+        let aside = self.path(ASIDE);
+        absent_is_fine(fs::remove_dir_all(&aside))
+            .with_context(|| format!("{}: cannot remove the earlier run", show_path(&aside)))
+    }
+
+    /// Removes what this run has left, and brings back the one before it, if there was any.
+    pub fn give_up(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.0)? {
             let entry = entry?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if [LAST, BEST, BAD_BATCH, MERGED, RESULT, METRICS, SAMPLES].contains(&name) {
-                fs::remove_file(entry.path())?;
+            if !of_a_run(&entry.file_name()) {
+                continue;
             }
-            if [CHECKPOINTS, SAMPLE_IMAGES, TENSORBOARD].contains(&name) {
-                fs::remove_dir_all(entry.path())?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
             }
         }
-        absent_is_fine(fs::remove_file(self.path(CONFIG)))
+        let aside = self.path(ASIDE);
+        if !aside.exists() {
+            return Ok(());
+        }
+        self.move_run(&aside, &self.0)?;
+        fs::remove_dir(aside)
+    }
+
+    fn move_run(&self, from: &Path, to: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(from)? {
+            let name = entry?.file_name();
+            if of_a_run(&name) {
+                fs::rename(from.join(&name), to.join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a file is one that replacing this run would remove.
+    pub fn would_replace(&self, file: &Path) -> bool {
+        let (Ok(folder), Ok(file)) = (self.0.canonicalize(), file.canonicalize()) else { return false };
+        let first = file.strip_prefix(folder).ok().and_then(|inner| inner.components().next());
+        self.holds_a_run() && first.is_some_and(|first| of_a_run(first.as_os_str()))
     }
 
     /// Writes `config.toml`.
@@ -277,6 +311,13 @@ impl RunDir {
         names.sort_by_key(|name| order(name));
         Ok(names)
     }
+}
+
+/// Whether an entry of a run's folder is the run's.
+fn of_a_run(name: &OsStr) -> bool {
+    let names =
+        [CONFIG, LAST, BEST, BAD_BATCH, MERGED, RESULT, METRICS, SAMPLES, CHECKPOINTS, SAMPLE_IMAGES, TENSORBOARD];
+    name.to_str().is_some_and(|name| names.contains(&name))
 }
 
 /// The step in a checkpoint's name, and which of the same step it is.
@@ -406,6 +447,16 @@ mod tests {
         assert_eq!(run.newest().unwrap(), None);
         assert!(!run.path(LAST).exists() && !run.path(CONFIG).exists());
         assert_eq!(contents(&run.path("notes.txt")), b"mine");
+        // The new one comes to nothing: the earlier one is back.
+        run.save_config(&Config { steps: Some(7), epochs: None, ..Config::default() }).unwrap();
+        run.give_up().unwrap();
+        assert_eq!(run.newest().unwrap().unwrap().state.step, 4);
+        assert_eq!(run.config().unwrap(), Config::default());
+        // It comes to something.
+        let run = RunDir::create(&path, true).unwrap();
+        run.settle().unwrap();
+        run.give_up().unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the notes alone");
     }
 
     #[test]

@@ -195,6 +195,25 @@ fn a_model_that_does_not_open_leaves_no_run() {
 }
 
 #[test]
+fn a_run_that_is_to_be_replaced_outlives_a_failed_attempt() {
+    let bench = Bench::new();
+    bench.start(bench.config(), &never()).unwrap();
+    let before = std::fs::read(bench.path("run").join(BEST)).unwrap();
+    let (stop, mut fails) = (never(), |_: &Setup| -> Result<Ready> { bail!("out of memory") });
+    let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
+    start(bench.config(), &bench.path("run"), true, &sitting, &mut fails).unwrap_err();
+    assert_eq!(std::fs::read(bench.path("run").join(BEST)).unwrap(), before);
+    assert_eq!(RunFiles::read(&bench.path("run")).unwrap().result.unwrap().step, 25);
+    // Nor can it be what its successor begins with.
+    let config = Config { checkpoint: Some(bench.path("run").join(BEST)), ..bench.config() };
+    let error = start(config, &bench.path("run"), true, &sitting, &mut opening(1, None)).unwrap_err().to_string();
+    assert!(error.ends_with("best.safetensors: this file is of the run that --force would replace: choose another folder for the new run"), "{error}");
+    assert_eq!(std::fs::read(bench.path("run").join(BEST)).unwrap(), before);
+    start(bench.config(), &bench.path("run"), true, &sitting, &mut opening(1, None)).unwrap();
+    assert!(!bench.path("run/.earlier-run").exists());
+}
+
+#[test]
 fn a_folder_with_a_run_is_refused_and_a_run_of_other_data_not_resumed() {
     let bench = Bench::new();
     bench.start(bench.config(), &never()).unwrap();
