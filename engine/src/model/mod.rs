@@ -10,6 +10,7 @@ pub mod objectives;
 pub mod open;
 pub mod position;
 pub mod probe;
+mod recompute;
 pub mod save;
 pub mod session;
 pub mod tower;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::backend::Autodiff;
-use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::tensor::Tensor;
 use burn_cuda::{Cuda, CudaDevice};
 use burn_flex::{Flex, FlexDevice};
@@ -94,7 +93,7 @@ impl<B: Backend> Inspector for Session<B> {
         let (text, patches) = (self.texts(texts)?, self.patches(images)?);
         let (m, a) = (&self.model, &self.architecture);
         let mut tap = |layer, expert, site, input: &Tensor<B, 3>| see(seen(layer, expert, site, input));
-        let mut pass = Pass { precision: self.precision, noise: None, tap: Some(&mut tap) };
+        let mut pass = Pass { tap: Some(&mut tap), ..Pass::evaluation(self.precision) };
         m.text(&text, self.text_bias(), a, &mut pass);
         m.image(patches, self.image_bias(), a, &mut pass);
         Ok(())
@@ -103,7 +102,7 @@ impl<B: Backend> Inspector for Session<B> {
     fn watch_joint(&self, texts: &Texts, images: &Images, image_type: usize, see: &mut dyn FnMut(Seen)) -> Result<()> {
         let (text, patches) = (self.texts(texts)?, self.patches(images)?);
         let mut tap = |layer, expert, site, input: &Tensor<B, 3>| see(seen(layer, expert, site, input));
-        let mut pass = Pass { precision: self.precision, noise: None, tap: Some(&mut tap) };
+        let mut pass = Pass { tap: Some(&mut tap), ..Pass::evaluation(self.precision) };
         self.model.joint(&text, patches, image_type, self.joint_bias(), &self.architecture, &mut pass);
         Ok(())
     }
@@ -164,13 +163,9 @@ pub fn open_trainer(
     let (weights, opened) = prepare(source, options)?;
     let scratch = source.start();
     let new = (weights, heads, settings, scratch);
-    match (opened.device, settings.activation_checkpointing) {
-        (Device::Cpu, false) => training::<Autodiff<Flex>>(new, opened, FlexDevice),
-        (Device::Cpu, true) => training::<Autodiff<Flex, BalancedCheckpointing>>(new, opened, FlexDevice),
-        (Device::Cuda(index), false) => training::<Autodiff<Cuda>>(new, opened, CudaDevice::new(index)),
-        (Device::Cuda(index), true) => {
-            training::<Autodiff<Cuda, BalancedCheckpointing>>(new, opened, CudaDevice::new(index))
-        }
+    match opened.device {
+        Device::Cpu => training::<Autodiff<Flex>>(new, opened, FlexDevice),
+        Device::Cuda(index) => training::<Autodiff<Cuda>>(new, opened, CudaDevice::new(index)),
     }
 }
 

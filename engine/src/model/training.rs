@@ -15,9 +15,10 @@ use super::input::{patches, texts};
 use super::names::{self, Path as NamePath, decays, is_head};
 use super::noise::Noise;
 use super::objectives::{binary_cross_entropy, contrastive, cross_entropy, similarities};
+use super::recompute::Recompute;
 use super::save::{self, HostTensor, to_host};
 use super::session::{Session, check_images, check_texts};
-use super::transformer::{Pass, PositionIndex, VlModel};
+use super::transformer::{Pass, PositionIndex, Tape, VlModel};
 use super::weights::Weights;
 use crate::batch::{Images, Texts, TrainBatch};
 use crate::device::Precision;
@@ -51,7 +52,7 @@ pub struct Settings {
     /// Stochastic depth's rate in the last layer.
     pub drop_path: f64,
     pub precision: Precision,
-    /// Normalised and activated values are computed again in the backward pass instead of being kept.
+    /// Layers are computed again in the backward pass instead of their activations being kept.
     pub activation_checkpointing: bool,
     pub seed: u64,
 }
@@ -137,9 +138,11 @@ where
                     bail!("the model was built without an NLVR2 head");
                 };
                 check_labels(labels, 2)?;
-                let bias = m.joint_bias(&self.index, a);
+                let shared = m.joint_bias(&self.index, a);
                 let mut pooled = |image, image_type| {
                     let (text, patches) = self.inputs(texts, image)?;
+                    // A tape goes back through each layer on its own, its bias included.
+                    let bias = if pass.tape.is_some() { m.joint_bias(&self.index, a) } else { shared.clone() };
                     anyhow::Ok(m.pooled(m.joint(&text, patches, image_type, &bias, a, pass), pooler))
                 };
                 let both = Tensor::cat(vec![pooled(left, 1)?, pooled(right, 2)?], 1);
@@ -186,13 +189,20 @@ where
     fn accumulate(&mut self, batch: &TrainBatch, weight: f64, stream: u64) -> Result<Loss> {
         let s = &self.settings;
         let mut noise = Noise::new(s.seed, stream, s.dropout, s.drop_path);
-        let mut pass = Pass { precision: s.precision, noise: Some(&mut noise), tap: None };
+        let mut layers = s.activation_checkpointing.then(Recompute::new);
+        let tape = layers.as_mut().map(|layers| layers as &mut dyn Tape<B>);
+        let mut pass = Pass { noise: Some(&mut noise), tape, ..Pass::evaluation(s.precision) };
         let loss = self.loss(batch, &mut pass)?;
         let value = f64::from(save::values(loss.clone().inner()).first().copied().unwrap_or(f32::NAN));
-        let mut gradients = loss.mul_scalar(weight).backward();
-        let mut collect = Collect::<B> { from: &mut gradients, into: &mut self.gradients };
-        if let Some(model) = &self.model {
-            model.visit(&mut collect);
+        let loss = loss.mul_scalar(weight);
+        let mut collect = |from: &mut B::Gradients| {
+            if let Some(model) = &self.model {
+                model.visit(&mut Collect::<B> { from, into: &mut self.gradients });
+            }
+        };
+        match layers {
+            Some(layers) => layers.backward(loss, collect),
+            None => collect(&mut loss.backward()),
         }
         Ok(Loss { value })
     }

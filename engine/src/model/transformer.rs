@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use burn::module::{Module, Param};
-use burn::tensor::backend::Backend as BurnBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 
 use super::config::{Architecture, Attends};
@@ -100,17 +100,64 @@ pub enum Site {
 /// Called with layer, expert, site and the input [batch, tokens, d].
 pub type Tap<'a, B> = &'a mut dyn FnMut(usize, Expert, Site, &Tensor<B, 3>);
 
+/// What a block is applied to.
+#[derive(Clone, Debug)]
+pub struct BlockInput<B: BurnBackend> {
+    /// [batch, tokens, D]
+    x: Tensor<B, 3>,
+    /// [heads, tokens, tokens], added to the scores
+    bias: Tensor<B, 3>,
+    /// [batch, tokens], 1 for a key to attend to
+    mask: Option<Tensor<B, 2>>,
+    /// The layer's index, and the number of layers.
+    place: (usize, usize),
+    through: Through,
+}
+
+/// Whose weights process the tokens of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Through {
+    One(Expert),
+    /// A text of so many tokens and an image attend to each other; norms and MLPs are each modality's own.
+    Each(usize),
+}
+
+impl<B: AutodiffBackend> BlockInput<B> {
+    /// The same, cut off from what gradients are computed of.
+    pub fn inner(&self) -> BlockInput<B::InnerBackend> {
+        BlockInput {
+            x: self.x.clone().inner(),
+            bias: self.bias.clone().inner(),
+            mask: self.mask.clone().map(Tensor::inner),
+            place: self.place,
+            through: self.through,
+        }
+    }
+}
+
+/// Runs blocks in another way than [`Block::forward`] does, with the same result.
+pub trait Tape<B: BurnBackend> {
+    fn apply(
+        &mut self,
+        block: &Block<B>,
+        input: BlockInput<B>,
+        precision: Precision,
+        noise: Option<&mut Noise>,
+    ) -> Tensor<B, 3>;
+}
+
 /// How a forward pass is run.
 pub struct Pass<'a, B: BurnBackend> {
     pub precision: Precision,
     /// Dropout and stochastic depth; `None` in evaluation.
     pub noise: Option<&'a mut Noise>,
     pub tap: Option<Tap<'a, B>>,
+    pub tape: Option<&'a mut dyn Tape<B>>,
 }
 
 impl<B: BurnBackend> Pass<'_, B> {
     pub fn evaluation(precision: Precision) -> Self {
-        Pass { precision, noise: None, tap: None }
+        Pass { precision, noise: None, tap: None, tape: None }
     }
 
     fn see(&mut self, layer: usize, expert: Expert, site: Site, input: &Tensor<B, 3>) {
@@ -122,6 +169,15 @@ impl<B: BurnBackend> Pass<'_, B> {
     fn keep(&mut self, layer: usize, layers: usize, batch: usize, device: &B::Device) -> Option<Tensor<B, 1>> {
         let keep = self.noise.as_mut()?.keep(layer, layers, batch)?;
         Some(Tensor::from_data(TensorData::new(keep, [batch]), device))
+    }
+}
+
+impl<B: Backend> Pass<'_, B> {
+    fn apply(&mut self, block: &Block<B>, input: BlockInput<B>) -> Tensor<B, 3> {
+        match &mut self.tape {
+            Some(tape) => tape.apply(block, input, self.precision, self.noise.as_deref_mut()),
+            None => block.forward(input, self),
+        }
     }
 }
 
@@ -265,22 +321,28 @@ impl<B: Backend> VlModel<B> {
         let mut x = match &bias.towers {
             Some((text_bias, image_bias)) => {
                 for (i, block) in blocks[..a.vl_start].iter().enumerate() {
-                    let text_mask = Some(text.mask.clone());
-                    words = block.forward(words, text_bias.layer(i), text_mask, (i, a.layers), Expert::L, pass);
-                    image = block.forward(image, image_bias.layer(i), None, (i, a.layers), Expert::V, pass);
+                    let (place, mask) = ((i, a.layers), Some(text.mask.clone()));
+                    let through = Through::One(Expert::L);
+                    words = pass.apply(block, BlockInput { x: words, bias: text_bias.layer(i), mask, place, through });
+                    let (mask, through) = (None, Through::One(Expert::V));
+                    image = pass.apply(block, BlockInput { x: image, bias: image_bias.layer(i), mask, place, through });
                 }
                 Tensor::cat(vec![words, image], 1)
             }
             None => {
                 let mut x = Tensor::cat(vec![words, image], 1);
                 for (i, block) in blocks[..a.vl_start].iter().enumerate() {
-                    x = block.forward_mixed(x, length, bias.joint.layer(i), mask.clone(), (i, a.layers), pass);
+                    let (bias, mask) = (bias.joint.layer(i), Some(mask.clone()));
+                    let (place, through) = ((i, a.layers), Through::Each(length));
+                    x = pass.apply(block, BlockInput { x, bias, mask, place, through });
                 }
                 x
             }
         };
         for (i, block) in blocks.iter().enumerate().skip(a.vl_start) {
-            x = block.forward(x, bias.joint.layer(i), Some(mask.clone()), (i, a.layers), Expert::Vl, pass);
+            let (bias, mask) = (bias.joint.layer(i), Some(mask.clone()));
+            let (place, through) = ((i, a.layers), Through::One(Expert::Vl));
+            x = pass.apply(block, BlockInput { x, bias, mask, place, through });
         }
         x
     }
@@ -295,7 +357,9 @@ impl<B: Backend> VlModel<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<B, 3> {
         self.transformer.blocks.iter().enumerate().skip(a.vl_start).fold(hidden, |x, (i, block)| {
-            block.forward(x, bias.layer(i), mask.clone(), (i, a.layers), Expert::Vl, pass)
+            let (bias, mask) = (bias.layer(i), mask.clone());
+            let (place, through) = ((i, a.layers), Through::One(Expert::Vl));
+            pass.apply(block, BlockInput { x, bias, mask, place, through })
         })
     }
 
@@ -315,7 +379,9 @@ impl<B: Backend> VlModel<B> {
     ) -> Hidden<B> {
         let mut at_vl_start = x.clone();
         for (i, block) in self.transformer.blocks.iter().enumerate() {
-            x = block.forward(x, bias.layer(i), mask.clone(), (i, a.layers), expert, pass);
+            let (bias, mask) = (bias.layer(i), mask.clone());
+            let (place, through) = ((i, a.layers), Through::One(expert));
+            x = pass.apply(block, BlockInput { x, bias, mask, place, through });
             if i + 1 == a.vl_start {
                 at_vl_start = x.clone();
             }
@@ -362,56 +428,23 @@ impl<B: Backend> VlModel<B> {
 }
 
 impl<B: Backend> Block<B> {
-    /// All tokens through one expert. `place`: the layer's index and the number of layers.
-    fn forward(
-        &self,
-        x: Tensor<B, 3>,
-        bias: Tensor<B, 3>,
-        mask: Option<Tensor<B, 2>>,
-        place: (usize, usize),
-        expert: Expert,
-        pass: &mut Pass<B>,
-    ) -> Tensor<B, 3> {
+    pub fn forward(&self, input: BlockInput<B>, pass: &mut Pass<B>) -> Tensor<B, 3> {
+        let BlockInput { x, bias, mask, place, through } = input;
         let layer = place.0;
-        let normal = self.norm1.get(expert).forward(x.clone());
+        let normal = normalise(&self.norm1, x.clone(), through);
+        let expert = match through {
+            Through::One(expert) => expert,
+            Through::Each(_) => Expert::Vl,
+        };
         let x = x.add_branch(self.attend(normal, bias, mask, layer, expert, pass), &self.gamma_1, place, pass);
-        let normal = self.norm2.get(expert).forward(x.clone());
-        let branch = self.feed_forward(normal, layer, expert, pass);
-        x.add_branch(branch, &self.gamma_2, place, pass)
-    }
-
-    /// A text of `length` tokens and an image attend to each other; norms and MLPs are each modality's own.
-    fn forward_mixed(
-        &self,
-        x: Tensor<B, 3>,
-        length: usize,
-        bias: Tensor<B, 3>,
-        mask: Tensor<B, 2>,
-        place: (usize, usize),
-        pass: &mut Pass<B>,
-    ) -> Tensor<B, 3> {
-        let layer = place.0;
-        let split = |x: Tensor<B, 3>| {
-            let tokens = x.dims()[1];
-            (x.clone().narrow(1, 0, length), x.narrow(1, length, tokens - length))
-        };
-        let normalise = |norm: &Experts<B, LayerNorm<B>>, x: Tensor<B, 3>| {
-            if !norm.has_experts() {
-                return norm.get(Expert::Vl).forward(x);
+        let normal = normalise(&self.norm2, x.clone(), through);
+        let branch = match through {
+            Through::Each(length) if self.mlp.has_experts() => {
+                let (text, image) = split(normal, length);
+                let text = self.feed_forward(text, layer, Expert::L, pass);
+                Tensor::cat(vec![text, self.feed_forward(image, layer, Expert::V, pass)], 1)
             }
-            let (text, image) = split(x);
-            Tensor::cat(vec![norm.get(Expert::L).forward(text), norm.get(Expert::V).forward(image)], 1)
-        };
-        let normal = normalise(&self.norm1, x.clone());
-        let x =
-            x.add_branch(self.attend(normal, bias, Some(mask), layer, Expert::Vl, pass), &self.gamma_1, place, pass);
-        let normal = normalise(&self.norm2, x.clone());
-        let branch = if self.mlp.has_experts() {
-            let (text, image) = split(normal);
-            let text = self.feed_forward(text, layer, Expert::L, pass);
-            Tensor::cat(vec![text, self.feed_forward(image, layer, Expert::V, pass)], 1)
-        } else {
-            self.feed_forward(normal, layer, Expert::Vl, pass)
+            _ => self.feed_forward(normal, layer, expert, pass),
         };
         x.add_branch(branch, &self.gamma_2, place, pass)
     }
@@ -446,6 +479,23 @@ impl<B: Backend> Block<B> {
             pass.see(layer, expert, Site::Fc2, &hidden);
         }
         mlp.fc2.forward(hidden, pass.precision)
+    }
+}
+
+/// The first `length` tokens, and the others.
+fn split<B: Backend>(x: Tensor<B, 3>, length: usize) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let tokens = x.dims()[1];
+    (x.clone().narrow(1, 0, length), x.narrow(1, length, tokens - length))
+}
+
+fn normalise<B: Backend>(norm: &Experts<B, LayerNorm<B>>, x: Tensor<B, 3>, through: Through) -> Tensor<B, 3> {
+    match through {
+        Through::One(expert) => norm.get(expert).forward(x),
+        Through::Each(length) if norm.has_experts() => {
+            let (text, image) = split(x, length);
+            Tensor::cat(vec![norm.get(Expert::L).forward(text), norm.get(Expert::V).forward(image)], 1)
+        }
+        Through::Each(_) => norm.get(Expert::Vl).forward(x),
     }
 }
 
