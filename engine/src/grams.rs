@@ -19,6 +19,8 @@ pub struct Grams {
     layout: &'static Layout,
     matrices: IndexMap<String, Gram>,
     tokens: BTreeMap<Modality, u64>,
+    /// The first layer whose input isn't finite.
+    not_finite: Option<String>,
 }
 
 /// The upper triangle of a [width, width] matrix, in blocks of [`BLOCK`] rows; what is below is not filled in.
@@ -33,7 +35,7 @@ const BLOCK: usize = 96;
 impl Grams {
     /// `layout` names the matrices.
     pub fn new(layout: &'static Layout) -> Grams {
-        Grams { layout, matrices: IndexMap::new(), tokens: BTreeMap::new() }
+        Grams { layout, matrices: IndexMap::new(), tokens: BTreeMap::new(), not_finite: None }
     }
 
     /// Adds the inputs that one linear layer saw.
@@ -51,9 +53,17 @@ impl Grams {
         };
         let slot = format!("transformer.blocks.{}.{linear}.weight", seen.layer);
         let Some(name) = self.layout.gram_name(&slot, modality) else { return };
+        if self.not_finite.is_none() && !seen.values.iter().all(|value| value.is_finite()) {
+            self.not_finite = Some(slot);
+        }
         let rows = seen.values.len() / seen.width.max(1);
         let gram = self.matrices.entry(name).or_insert_with(|| Gram::zeros(seen.width));
         gram.add(&seen.values, rows);
+    }
+
+    /// The first linear layer that saw a NaN or an infinity: no matrix is of any use then.
+    pub fn not_finite(&self) -> Option<&str> {
+        self.not_finite.as_deref()
     }
 
     /// Counts tokens that a modality's matrices sum over.

@@ -14,7 +14,7 @@ pub trait Runner: Send {
     fn text_len(&self) -> usize;
     /// Width of a retrieval embedding.
     fn embedding_size(&self) -> usize;
-    /// Number of labels of a task's head (`vqa`, `nlvr2`, `img_cls`), `None` where there is no such head.
+    /// Number of labels of a task's head, 0 for `irtr`; `None` where there is no such head.
     fn labels(&self, task: &str) -> Option<usize>;
 
     /// Retrieval embeddings [count, width], each of length 1. Text embeddings · image embeddingsᵀ are the similarities.

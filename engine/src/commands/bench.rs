@@ -13,6 +13,9 @@ use crate::Report;
 use crate::cli::JsonArg;
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Example:
+  engine bench train --device cuda --preset irtr-coco-base-384 --preset vqa-base-480")]
 pub enum Command {
     /// Measure fine-tuning steps: images/s, TFLOP/s, memory.
     Train(TrainArgs),
@@ -49,6 +52,9 @@ pub struct TrainArgs {
     /// Steps that are timed [default: 20 on CUDA, 3 on the CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub steps: Option<u16>,
+    /// Recompute layers in the backward pass instead of keeping their activations.
+    #[arg(long)]
+    pub activation_checkpointing: bool,
     #[command(flatten)]
     pub json: JsonArg,
 }
@@ -72,6 +78,7 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
             let mut config = layers.config()?;
             config.device = args.device;
             config.precision = precision;
+            config.activation_checkpointing |= args.activation_checkpointing;
             config.image_size = args.image_size.or(config.image_size);
             context.note(format_args!("{preset} in {precision:?} on {device} …"));
             found.push((preset.clone(), training(&Measure { config, size: args.size, batch, steps })?));

@@ -13,6 +13,10 @@ use formats::{show_name, show_path};
 use indicatif::{ProgressBar, ProgressStyle};
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  engine data build coco downloads/coco -o arrows
+  engine data inspect arrows")]
 pub enum Command {
     /// Turn an official download into Arrow files that this program and the Python code read.
     Build(BuildArgs),

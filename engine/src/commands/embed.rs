@@ -1,6 +1,6 @@
 //! `engine embed`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use engine::batch::Matrix;
@@ -48,7 +48,10 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
     let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
-    formats::write::check_target(output, args.output.force, &[&checkpoint])?;
+    formats::write::Container::for_path(output)?;
+    let reads: Vec<&Path> =
+        std::iter::once(&args.checkpoint).chain(&args.images).chain(&args.texts).map(PathBuf::as_path).collect();
+    super::check_output(output, args.output.force, &reads)?;
     let files = files(&args.images)?;
     let texts = args.texts.as_deref().map(embed::read_texts).transpose()?;
     let mut tensors = Vec::new();

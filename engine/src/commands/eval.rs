@@ -1,12 +1,13 @@
 //! `engine eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use engine::data::{self, Dataset};
 use engine::eval::{JsonLines, Outcome};
 use engine::model::open::{Opened, open_runner};
+use engine::predict::read_labels;
 use engine::runner::Runner;
 use engine::tasks::{Evaluation, Found, Task, evaluate};
 use engine::text::Tokenizer;
@@ -41,11 +42,12 @@ pub struct Args {
     /// Splits, each evaluated apart [default: test for irtr, val and test for nlvr2, val for the others].
     #[arg(long, value_name = "SPLIT")]
     pub split: Vec<String>,
-    /// A JSON file with the names of the head's labels, where the checkpoint doesn't have them.
-    #[arg(long, value_name = "FILE.json")]
+    /// The names of the head's labels, where the checkpoint doesn't have them: one a line, a JSON array, or an object of
+    /// names and numbers.
+    #[arg(long, value_name = "FILE")]
     pub answers: Option<PathBuf>,
     /// Evaluate on so many examples at most.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub limit: Option<usize>,
     /// Examples a batch.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
@@ -59,6 +61,9 @@ pub struct Args {
     /// Write the model's answers as EvalAI takes them (vqa, one split).
     #[arg(long, value_name = "FILE.json")]
     pub submission: Option<PathBuf>,
+    /// Replace --details and --submission if they exist.
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
@@ -70,6 +75,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
+    let reads: Vec<&Path> =
+        [&args.checkpoint, &args.data].into_iter().chain(&args.answers).map(PathBuf::as_path).collect();
+    for output in args.details.iter().chain(&args.submission) {
+        super::check_output(output, args.force, &reads)?;
+    }
+    if args.details.is_some() && args.details == args.submission {
+        return usage("--details and --submission are one file: give them two");
+    }
     let (runner, opened) = open_runner(&args.checkpoint, &args.model.options())?;
     context.opened(&opened);
     let task = task(args, &opened)?;
@@ -84,6 +97,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         },
         false => args.split.iter().map(String::as_str).collect(),
     };
+    if runner.labels(task.name()).is_none() {
+        bail!(
+            "{}: this checkpoint has no head for {task}; 'engine finetune --task {task}' trains one",
+            show_path(&args.checkpoint)
+        );
+    }
+    let splits: indexmap::IndexSet<&str> = splits.into_iter().collect();
     let tokenizer = Arc::new(Tokenizer::bert());
     let mut details = args.details.as_deref().map(JsonLines::create).transpose()?;
     let mut outcomes: IndexMap<&str, (String, Outcome)> = IndexMap::new();
@@ -107,9 +127,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         if let Some(path) = &args.submission {
             formats::write::write_file(path, &serde_json::to_vec(&answers)?)?;
         }
-        for row in set.broken().sample().iter().take(5) {
-            context.note(format_args!("skipped: {row}"));
-        }
+        context.skipped(set.as_ref());
         outcomes.insert(split, (name, outcome));
     }
     if let Some(lines) = details {
@@ -145,7 +163,7 @@ fn task(args: &Args, opened: &Opened) -> Result<Task> {
 /// A split, its labels those of the head.
 fn open_split(args: &Args, task: Task, split: &str, runner: &dyn Runner, opened: &Opened) -> Result<Arc<dyn Dataset>> {
     let named = match &args.answers {
-        Some(path) => Some(data::answers::read(path)?),
+        Some(path) => Some(read_labels(path)?),
         None => head_labels(&opened.metadata, task),
     };
     let set = data::open_with(&args.data, task, split, named.as_deref())?;
@@ -163,7 +181,7 @@ fn open_split(args: &Args, task: Task, split: &str, runner: &dyn Runner, opened:
             (None, false) => set.name().to_owned(),
         };
         bail!(
-            "{}: its head has {head} labels, and {from} names {}: --answers FILE.json names them",
+            "{}: its head has {head} labels, and {from} names {}: --answers FILE names them",
             show_path(&args.checkpoint),
             set.labels().len()
         );

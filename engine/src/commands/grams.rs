@@ -64,7 +64,8 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
     let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
-    formats::write::check_target(output, args.output.force, &[&checkpoint])?;
+    formats::write::Container::for_path(output)?;
+    super::check_output(output, args.output.force, &[&args.checkpoint, &args.data])?;
     if args.task == Task::ImgCls {
         bail!("--task img_cls: RegMean merges for irtr, vqa or nlvr2");
     }
@@ -76,6 +77,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         context.note(note);
     }
     let a = &opened.architecture;
+    if !a.attention_experts && !a.mlp_experts {
+        let path = show_path(&args.checkpoint);
+        bail!("{path}: it has no experts in linear layers: RegMean has nothing to merge");
+    }
     let layout = opened.layout.context("a checkpoint's layout")?;
     let set: Arc<dyn Dataset> = Arc::new(data::open(&args.data, args.task, &args.split)?);
     let count = args.samples.unwrap_or(set.len() as u64).min(set.len() as u64);
@@ -87,10 +92,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         tokenizer: Arc::new(Tokenizer::bert()),
         sizes: Sizes::of(&*runner as &dyn Runner),
         transform: Transform::Evaluation,
-        batch_size: usize::from(args.batch_size).min(count as usize).max(1),
+        batch_size: args.batch_size.into(),
         labels,
         seed: args.seed,
         workers: 0,
+        once: true,
         set: set.clone(),
     };
     let bar = if context.quiet { ProgressBar::hidden() } else { ProgressBar::new(count) };
@@ -101,11 +107,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let mut grams = Grams::new(layout);
     let mut samples = 0u64;
     for batch in batches.from(0, 0)? {
-        let placed = batch?;
-        if placed.epoch > 0 || samples >= count {
-            break;
-        }
-        let examples = placed.examples;
+        let mut examples = batch?.examples;
+        examples.truncate((count - samples) as usize);
         let n = examples.len();
         let (image, text) = (n * a.image_tokens(), n * a.text_len);
         match &examples {
@@ -126,13 +129,23 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             }
             TrainBatch::ImgCls { .. } => {}
         }
+        if let Some(layer) = grams.not_finite() {
+            bail!(
+                "{}: what {layer} is applied to isn't a finite number: look for NaN with vlmerge inspect --scan",
+                show_path(&args.checkpoint)
+            );
+        }
         samples += n as u64;
         bar.set_position(samples);
+        if samples >= count {
+            break;
+        }
     }
     bar.finish_and_clear();
+    context.skipped(set.as_ref());
     if grams.is_empty() {
         let path = show_path(&args.checkpoint);
-        bail!("{path}: it has no experts in linear layers (or no example was read): RegMean has nothing to merge");
+        bail!("{path}: no example was read");
     }
     let record = GramRecord {
         checkpoint: args.checkpoint.display().to_string(),

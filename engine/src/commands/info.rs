@@ -23,7 +23,7 @@ pub fn run(args: &Args) -> Result<Report> {
     let cards = device::cards();
     let driver = device::driver_version();
     let auto = Choice::Auto.resolve().map_err(anyhow::Error::msg)?;
-    let simd = simd();
+    let (simd, bf16) = (simd(), engine::kernels::cpu_has_bf16_units());
     if args.json.json {
         let cuda = match (&cards, &driver) {
             (Ok(cards), Ok(driver)) => json!({ "driver_cuda": driver, "cards": cards }),
@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<Report> {
             "engine": env!("CARGO_PKG_VERSION"),
             "burn": BURN,
             "auto": auto.to_string(),
-            "cpu": { "threads": threads, "memory_bytes": memory, "simd": simd },
+            "cpu": { "threads": threads, "memory_bytes": memory, "simd": simd, "bf16_units": bf16 },
             "cuda": cuda,
             "precisions": ["f32", "bf16"],
         });
@@ -41,7 +41,8 @@ pub fn run(args: &Args) -> Result<Report> {
     }
     let mut text = format!("engine {} on burn {BURN}\n", env!("CARGO_PKG_VERSION"));
     let memory = memory.map(|bytes| format!(", {} of memory", gib(bytes))).unwrap_or_default();
-    text += &format!("cpu        {threads} threads, {simd}{memory}\n");
+    let units = if bf16 { " and AMX for bf16" } else { "" };
+    text += &format!("cpu        {threads} threads, {simd}{units}{memory}\n");
     match (cards, driver) {
         (Ok(cards), Ok(driver)) => {
             for (index, card) in cards.iter().enumerate() {

@@ -15,10 +15,13 @@ pub mod search;
 pub mod selftest;
 
 use std::panic::{AssertUnwindSafe, UnwindSafe};
+use std::path::Path;
 use std::sync::Mutex;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use engine::data::Dataset;
 use engine::model::open::Opened;
+use formats::show_path;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Report;
@@ -34,6 +37,13 @@ impl Context {
     pub fn note(&self, message: impl std::fmt::Display) {
         if !self.quiet {
             crate::say(format_args!("{message}"));
+        }
+    }
+
+    /// Names rows of a data set that could not be used.
+    pub fn skipped(&self, set: &dyn Dataset) {
+        for line in set.broken().lines() {
+            self.note(format_args!("{}: {line}", set.name()));
         }
     }
 
@@ -86,11 +96,47 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
 /// Ends the program as clap does for wrong usage.
 pub fn usage<T>(message: &str) -> Result<T> {
     use clap::CommandFactory;
-    crate::cli::Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+    let mut command = crate::cli::Cli::command();
+    command.build();
+    // The usage to show is that of what was called.
+    let mut called = &mut command;
+    for argument in std::env::args().skip(1) {
+        if called.find_subcommand(&argument).is_none() {
+            break;
+        }
+        called = called.find_subcommand_mut(&argument).expect("the one just found");
+    }
+    called.error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
+/// Refuses an output before any work is done: one that exists without `force`, that can't be written, or that is, or is
+/// a part of, what the command reads.
+///
+/// - reads: files, or folders whose data and images are read
+pub fn check_output(output: &Path, force: bool, reads: &[&Path]) -> Result<()> {
+    formats::write::check_file_target(output, force, &[])?;
+    let Ok(there) = output.canonicalize() else { return Ok(()) };
+    let shown = show_path(output);
+    for input in reads {
+        let Ok(input_there) = input.canonicalize() else { continue };
+        if there == input_there || formats::open(input).is_ok_and(|checkpoint| checkpoint.reads_from(output)) {
+            bail!("{shown}: this output is also an input: choose another name");
+        }
+        let ending = there.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+        if input_there.is_dir() && there.starts_with(&input_there) && READ_IN_FOLDERS.contains(&&*ending) {
+            bail!("{shown}: this file may be one that is read from {}: choose another place", show_path(input));
+        }
+    }
+    Ok(())
+}
+
+/// Endings of files that are read where a folder is given.
+const READ_IN_FOLDERS: [&str; 11] =
+    ["arrow", "feather", "jsonl", "json", "jpg", "jpeg", "png", "webp", "gif", "bmp", "txt"];
+
 /// What to do about it, for every command.
-pub const OUT_OF_MEMORY: &str = "out of memory: lower --batch-size or --image-size, or use --precision bf16";
+pub const OUT_OF_MEMORY: &str = "out of memory: lower --batch-size or --image-size (on a GPU --precision bf16 \
+                                 helps too, in finetune --set activation_checkpointing=true)";
 
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 

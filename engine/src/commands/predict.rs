@@ -22,6 +22,11 @@ use crate::Report;
 use crate::cli::{JsonArg, ModelArgs};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  engine predict vqa vqa.safetensors --image a.jpg --question \"what colour is the cat?\"
+  engine predict nlvr2 nlvr2.safetensors --left a.png --right b.png --text \"both images show a dog\"
+  engine predict img_cls imagenet.safetensors --image a.jpg")]
 pub struct Args {
     #[command(subcommand)]
     pub task: Prediction,
@@ -64,7 +69,7 @@ pub struct VqaArgs {
     #[arg(long, value_name = "S", default_value = "test", requires = "data")]
     pub split: String,
     /// Where to write the answers to a data set.
-    #[arg(long, short, value_name = "OUT", requires = "data")]
+    #[arg(long, short, value_name = "OUT", requires = "data", conflicts_with_all = ["image", "question"])]
     pub output: Option<PathBuf>,
     /// Replace the output if it exists.
     #[arg(long)]
@@ -154,8 +159,8 @@ fn vqa(args: &VqaArgs, context: &Context) -> Result<Report> {
 
 /// Answers to all questions of a split, as EvalAI takes them.
 fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> Result<Report> {
-    let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
-    formats::write::check_file_target(output, args.force, &[&checkpoint])?;
+    let reads: Vec<&Path> = [args.checkpoint.as_path(), data].into_iter().chain(args.answers.as_deref()).collect();
+    super::check_output(output, args.force, &reads)?;
     let model = Model::open(&args.checkpoint, Task::Vqa, &args.model, context)?;
     let Some(names) = model.names(args.answers.as_deref())? else {
         bail!(

@@ -1,10 +1,11 @@
 //! `engine probe`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use engine::model::open::{open_runner, read_probe_batch};
 use engine::model::save;
+use formats::show_path;
 use serde_json::json;
 
 use super::Context;
@@ -44,7 +45,10 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
-    formats::write::check_target(output, args.output.force, &[])?;
+    formats::write::Container::for_path(output)?;
+    let reads: Vec<&Path> =
+        [&args.checkpoint, &args.batch].into_iter().chain(&args.heads).map(PathBuf::as_path).collect();
+    super::check_output(output, args.output.force, &reads)?;
     let batch = read_probe_batch(&args.batch)?;
     let mut options = args.model.options();
     options.heads_file = args.heads.clone();
@@ -54,12 +58,23 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     options.image_size = options.image_size.or(size);
     let (runner, opened) = open_runner(&args.checkpoint, &options)?;
     context.opened(&opened);
-    let mut found = runner.probe(&batch).with_context(|| args.batch.display().to_string())?;
+    let mut found = runner.probe(&batch).with_context(|| show_path(&args.batch).to_string())?;
+    let every: Vec<String> = found.iter().map(|tensor| tensor.name.clone()).collect();
     if let Some(task) = &args.task {
         found.retain(|tensor| match tensor.name.split_once('.') {
             Some(("logits" | "loss", of)) => of == task,
             _ => true,
         });
+    }
+    if let Some(task) = &args.task
+        && !found.iter().any(|tensor| tensor.name == format!("logits.{task}"))
+    {
+        let there: Vec<&str> = every.iter().filter_map(|name| name.strip_prefix("logits.")).collect();
+        let there = if there.is_empty() { "none".into() } else { there.join(", ") };
+        bail!(
+            "--task {task}: there are no logits of it: the checkpoint or --heads has no such head, or the batch not what it \
+             needs; tasks with logits: {there}"
+        );
     }
     let names: Vec<_> = found.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
     let losses: Vec<_> = found.iter().filter(|tensor| tensor.name.starts_with("loss.")).cloned().collect();

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use engine::report::report;
 use engine::report::run_files::RunFiles;
+use engine::train::run_dir::RunDir;
+use formats::show_path;
 
 use crate::Report;
 use crate::cli::OutputArgs;
@@ -24,7 +26,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Report> {
     let output = &args.output.output;
-    formats::write::check_file_target(output, args.output.force, &[])?;
+    super::check_output(output, args.output.force, &[])?;
+    if RunDir::open(&args.run).is_ok_and(|run| run.would_replace(output)) {
+        bail!("{}: this file is of the run itself: choose another name", show_path(output));
+    }
     let page = report(&RunFiles::read(&args.run)?);
     formats::write::write_file(output, page.as_bytes())?;
     Ok(Report::done(format!("{} written ({} kB)\n", output.display(), page.len().div_ceil(1000))))

@@ -68,8 +68,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         bail!("--query is empty: say what to look for");
     }
     if let Some(html) = &args.html {
-        let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
-        formats::write::check_file_target(html, args.force, &[&checkpoint])?;
+        super::check_output(html, args.force, &[&args.checkpoint, &args.images, &place])?;
     }
     let options = args.model.options();
     let search = Search {

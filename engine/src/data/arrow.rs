@@ -148,8 +148,12 @@ impl ArrowFile {
         let indices = columns.iter().map(|column| self.column(column)).collect::<Result<Vec<_>>>()?;
         guarded(&self.path, || {
             let mut decoder = FileDecoder::new(self.schema.clone(), self.version).with_projection(indices);
-            let wrong = |what: &str, number: usize, e: ArrowError| {
-                Error::file(&self.path, format!("damaged: {what} {number}: {e}"))
+            let wrong = |what: &str, number: usize, e: ArrowError| match e {
+                // Both compressions that the format knows are features of the crate that are left out.
+                ArrowError::InvalidArgumentError(reason) if self.compressed && reason.contains("feature") => {
+                    Error::file(&self.path, "its columns are compressed, which isn't read: write it uncompressed")
+                }
+                e => Error::file(&self.path, format!("damaged: {what} {number}: {e}")),
             };
             for (number, block) in self.dictionaries.iter().enumerate() {
                 decoder.read_dictionary(block, &self.block(block)).map_err(|e| wrong("dictionary", number, e))?;
@@ -914,10 +918,11 @@ mod tests {
             ("coco_caption_karpathy_restval.arrow", COCO),
             ("coco_caption_karpathy_val.arrow", COCO),
         ]);
-        let set = open(folder.path(), Task::Irtr, "train").unwrap();
+        assert_eq!(open(folder.path(), Task::Irtr, "train").unwrap().name(), "coco_caption_karpathy train");
+        let set = open(folder.path(), Task::Irtr, "train+restval").unwrap();
         assert_eq!((set.len(), set.images()), (6, 4));
         assert_eq!(colour(&set.image(3).unwrap().image), [0, 255, 0]);
-        assert_eq!(open(folder.path(), Task::Irtr, "train+val").unwrap().images(), 6);
+        assert_eq!(open(folder.path(), Task::Irtr, "train+restval+val").unwrap().images(), 6);
         assert_eq!(open(folder.path(), Task::Irtr, "restval").unwrap().images(), 2);
     }
 
@@ -930,6 +935,11 @@ mod tests {
         fs::write(folder.path().join("other_train.arrow"), VQA).unwrap();
         assert!(error(Task::Vqa, "train").contains("other:train or vqav2:train"));
         assert_eq!(open(folder.path(), Task::Vqa, "vqav2:train").unwrap().len(), 3);
+        // A preset's set is taken where there are several; a set that isn't there, and a name in full, change nothing.
+        let prefer = |split, set| crate::data::prefer(folder.path(), Task::Vqa, split, set).unwrap();
+        assert_eq!(prefer("train", "vqav2"), "vqav2:train");
+        assert_eq!(prefer("train", "gqa"), "train");
+        assert_eq!(prefer("other:train", "vqav2"), "other:train");
     }
 
     #[test]

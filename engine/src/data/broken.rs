@@ -68,6 +68,14 @@ impl Broken {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).known.len()
     }
 
+    /// For people: how many rows were skipped, and the first few of them. Empty where none was.
+    pub fn lines(&self) -> Vec<String> {
+        let sample = self.sample();
+        let named = sample.iter().take(5).map(|row| format!("skipped {row}"));
+        let more = self.count().saturating_sub(5);
+        named.chain((more > 0).then(|| format!("skipped {more} more of {} rows", self.rows))).collect()
+    }
+
     /// Out of how many.
     pub fn rows(&self) -> usize {
         self.rows

@@ -50,9 +50,8 @@ impl Named {
     }
 }
 
-/// Splits that are read for `wanted`, of those that are there. `train` takes in what the Python code trains on beside
-/// the file of that name: COCO's `restval`, VQAv2's `trainable_val` (and its `val` is then what remains, `rest_val`).
-/// `a+b` is both.
+/// Splits that are read for `wanted`, of those that are there, as the Python code reads them: VQAv2's `train` takes in
+/// `trainable_val`, and its `val` is then what remains, `rest_val`. `a+b` is both, as in COCO's `train+restval`.
 pub fn splits_for(wanted: &str, have: &[&str]) -> Vec<String> {
     wanted.split('+').flat_map(|wanted| one_split(wanted.trim(), have)).collect()
 }
@@ -63,7 +62,7 @@ fn one_split(wanted: &str, have: &[&str]) -> Vec<String> {
     };
     let first = |splits: &[&str]| there(splits).into_iter().take(1).collect();
     match wanted {
-        "train" => match there(&["train", "restval", "trainable_val"]) {
+        "train" => match there(&["train", "trainable_val"]) {
             // What only fills up a training split is none by itself.
             splits if splits.first().is_some_and(|split| split != "train") => Vec::new(),
             splits => splits,
@@ -104,7 +103,8 @@ mod tests {
     #[test]
     fn a_split_may_be_several_files() {
         let coco = ["train", "restval", "val", "test"];
-        assert_eq!(splits_for("train", &coco), ["train", "restval"]);
+        assert_eq!(splits_for("train", &coco), ["train"]);
+        assert_eq!(splits_for("train+restval", &coco), ["train", "restval"]);
         assert_eq!(splits_for("val", &coco), ["val"]);
         let vqa = ["train", "val", "trainable_val", "rest_val", "test", "test-dev"];
         assert_eq!(splits_for("train", &vqa), ["train", "trainable_val"]);

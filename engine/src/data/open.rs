@@ -59,7 +59,14 @@ pub fn open(path: &Path, task: Task, split: &str) -> Result<Records> {
         Place::Files(files) => {
             let single = path.is_file();
             let (found, names) = files.choose(path, task, split, single)?;
-            let mut into = Builder::new(format!("{} {split}", found.set).trim(), task);
+            let asked = split.split_once(':').map_or(split, |(_, split)| split);
+            let mut name = format!("{} {asked}", found.set).trim().to_owned();
+            let read = names.join("+");
+            if !single && read != asked {
+                // As VQAv2's val is its rest_val.
+                name += &format!(" ({read})");
+            }
+            let mut into = Builder::new(&name, task);
             let chosen = names.iter().filter_map(|name| found.splits.iter().find(|splits| splits.split == *name));
             let chosen: Vec<&PathBuf> = chosen.flat_map(|splits| &splits.files).collect();
             match files.jsonl {
@@ -88,6 +95,18 @@ pub fn open_with(path: &Path, task: Task, split: &str, labels: Option<&[String]>
         Some(labels) => records.relabelled(labels),
         None => Ok(records),
     }
+}
+
+/// `split` of the data set `preferred`, as [`open`] takes it, where `path` has several data sets for the task and that
+/// among them.
+///
+/// # Errors
+/// As [`survey`].
+pub fn prefer(path: &Path, task: Task, split: &str, preferred: &str) -> Result<String> {
+    let sets = survey(path)?;
+    let of_task: Vec<&Found> = sets.iter().filter(|found| found.task == task).collect();
+    let chosen = of_task.len() > 1 && !split.contains(':') && of_task.iter().any(|found| found.set == preferred);
+    Ok(if chosen { format!("{preferred}:{split}") } else { split.to_owned() })
 }
 
 /// All data sets at `path`, with their splits.
@@ -238,7 +257,11 @@ impl Files {
             }),
             _ => {
                 let sets: Vec<String> = matching.iter().map(|(found, _)| format!("{}:{split}", found.set)).collect();
-                let reason = format!("several data sets for {task}: say which split, {}", sets.join(" or "));
+                let first = &matching[0].0.set;
+                let reason = format!(
+                    "several data sets for {task}: say which, as split {} (in finetune --set data_set={first})",
+                    sets.join(" or ")
+                );
                 Err(Error::file(path, reason))
             }
         }

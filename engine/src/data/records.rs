@@ -60,15 +60,17 @@ pub(super) struct At {
 }
 
 impl Records {
-    /// Leaves the first `examples` (rounded up to a whole row): for a quick look at a large set.
+    /// Leaves the first `examples`, for a quick look at a large set; of the last image maybe only some of its texts.
     #[must_use]
     pub fn truncated(mut self, examples: usize) -> Records {
         let keep = self.rows.get(examples.saturating_sub(1)).map_or(self.images.len(), |row| *row as usize + 1);
         let keep = if examples == 0 { 0 } else { keep };
         self.images.truncate(keep);
-        self.firsts.truncate(keep + 1);
-        let examples = self.firsts.last().copied().unwrap_or(0) as usize;
         self.rows.truncate(examples);
+        self.firsts.truncate(keep + 1);
+        if let Some(end) = self.firsts.last_mut() {
+            *end = (*end).min(self.rows.len() as u32);
+        }
         self
     }
 
@@ -428,12 +430,15 @@ mod tests {
     }
 
     #[test]
-    fn truncation_keeps_whole_rows() {
+    fn truncation_is_by_examples() {
         let lengths = |examples| {
             let set = two_images().truncated(examples);
             (set.len(), set.images())
         };
-        assert_eq!([0, 1, 2, 3, 9].map(lengths), [(0, 0), (2, 1), (2, 1), (3, 2), (3, 2)]);
+        assert_eq!([0, 1, 2, 3, 9].map(lengths), [(0, 0), (1, 1), (2, 1), (3, 2), (3, 2)]);
+        let set = two_images().truncated(1);
+        assert_eq!(set.image(0).unwrap().captions.len(), 1);
+        assert!(set.example(1).is_err());
     }
 
     #[test]

@@ -87,6 +87,11 @@ pub trait Backend: BurnBackend {
     }
 }
 
+/// Whether the CPU multiplies bf16 quicker than f32.
+pub fn cpu_has_bf16_units() -> bool {
+    flex::has_bf16_units()
+}
+
 impl Backend for Cuda {}
 impl<C: CheckpointStrategy> Backend for Autodiff<Cuda, C> {}
 

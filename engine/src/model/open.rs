@@ -186,9 +186,14 @@ pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Op
 
 fn add_heads(weights: &mut Weights, a: &mut Architecture, path: &Path, task: Option<&str>) -> Result<()> {
     let file = formats::open(path)?;
+    let mut named = 0;
     for (at, info) in file.tensors().iter().enumerate() {
         let Some((of, name)) = info.name.split_once(':') else { continue };
-        if task.map_or(weights.shape(name).is_some(), |task| task != of) {
+        if task.is_some_and(|task| task != of) {
+            continue;
+        }
+        named += 1;
+        if task.is_none() && weights.shape(name).is_some() {
             continue;
         }
         let mut values = Vec::new();
@@ -198,7 +203,11 @@ fn add_heads(weights: &mut Weights, a: &mut Architecture, path: &Path, task: Opt
         }
         weights.put(name, info.shape.clone(), values);
     }
-    Ok(())
+    match (named, task) {
+        (0, Some(task)) => anyhow::bail!("{}: no tensor in it is named '{task}:…'", formats::show_path(path)),
+        (0, None) => anyhow::bail!("{}: no head in it: tensors are named 'task:name'", formats::show_path(path)),
+        _ => Ok(()),
+    }
 }
 
 fn session<B: Backend>(
@@ -283,6 +292,29 @@ pub fn read_probe_batch(path: &Path) -> Result<ProbeBatch> {
         nlvr2_labels: integers("nlvr2_labels", 1)?,
         class_labels: integers("class_label", 1)?,
     };
+    if let Some((_, labels)) = &batch.masked
+        && let Some((texts, _)) = &batch.masked
+        && labels.len() != texts.ids.len()
+    {
+        anyhow::bail!("{shown}: text_labels_mlm has {} values, text_ids_mlm {}", labels.len(), texts.ids.len());
+    }
+    let counts = [
+        ("text_ids", batch.texts.as_ref().map(|texts| texts.count)),
+        ("image", batch.images.as_ref().map(|images| images.count)),
+        ("image_0", batch.pair.as_ref().map(|(left, _)| left.count)),
+        ("image_1", batch.pair.as_ref().map(|(_, right)| right.count)),
+        ("text_ids_mlm", batch.masked.as_ref().map(|(texts, _)| texts.count)),
+        ("vqa_targets", batch.vqa_targets.as_ref().map(|targets| targets.rows)),
+        ("nlvr2_labels", batch.nlvr2_labels.as_ref().map(Vec::len)),
+        ("class_label", batch.class_labels.as_ref().map(Vec::len)),
+    ];
+    let mut there = counts.iter().filter_map(|&(name, count)| Some((name, count?)));
+    if let Some((first, rows)) = there.next() {
+        anyhow::ensure!(rows > 0, "{shown}: {first} has no rows");
+        if let Some((other, count)) = there.find(|&(_, count)| count != rows) {
+            anyhow::bail!("{shown}: {first} has {rows} rows, {other} {count}");
+        }
+    }
     if batch == ProbeBatch::default() {
         return Err(anyhow::anyhow!("it has none of the tensors image, text_ids, image_0")).context(shown);
     }

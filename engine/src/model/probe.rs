@@ -83,6 +83,7 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
             let logits = head.forward(m.mean_token(hidden.last), Precision::F32);
             put("logits.img_cls", stored(logits.clone()));
             if let Some(labels) = &batch.class_labels {
+                check_labels("class_label", labels, logits.dims()[1])?;
                 put("loss.img_cls", scalar(cross_entropy(logits, ids(labels, &device))));
             }
         }
@@ -131,6 +132,7 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
             let [count, length, words] = logits.dims();
             let at: Vec<i32> = (0..labels.len()).filter(|&i| labels[i] != -100).map(|i| i as i32).collect();
             let right: Vec<i32> = labels.iter().copied().filter(|&label| label != -100).collect();
+            check_labels("text_labels_mlm", &right, words)?;
             if !at.is_empty() && labels.len() == count * length {
                 let logits = logits.reshape([count * length, words]).select(0, ids(&at, &device));
                 put("loss.mlm", scalar(cross_entropy(logits, ids(&right, &device))));
@@ -148,10 +150,18 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
         let logits = head.forward(both);
         put("logits.nlvr2", stored(logits.clone()));
         if let Some(labels) = &batch.nlvr2_labels {
+            check_labels("nlvr2_labels", labels, 2)?;
             put("loss.nlvr2", scalar(cross_entropy(logits, ids(labels, &device))));
         }
     }
     Ok(out)
+}
+
+fn check_labels(name: &str, labels: &[i32], classes: usize) -> Result<()> {
+    match labels.iter().find(|&&label| usize::try_from(label).map_or(true, |label| label >= classes)) {
+        Some(label) => bail!("{name}: {label} is beyond the {classes} that the head tells apart"),
+        None => Ok(()),
+    }
 }
 
 fn scalar<B: BurnBackend>(tensor: Tensor<B, 1>) -> HostTensor {

@@ -132,6 +132,7 @@ impl<B: Backend> Runner for Session<B> {
     fn labels(&self, task: &str) -> Option<usize> {
         let m = &self.model;
         match task {
+            "irtr" => (m.ifm_text_proj.is_some() && m.ifm_image_proj.is_some()).then_some(0),
             "vqa" => m.vqa_classifier.as_ref().map(|head| head._3.weight.val().dims()[0]),
             "nlvr2" => m.nlvr2_classifier.as_ref().map(|_| 2),
             "img_cls" => m.img_cls_classifier.as_ref().map(|head| head.weight.val().dims()[0]),

@@ -62,7 +62,8 @@ pub fn figure(chart: &Chart) -> String {
         return out;
     };
     let smooth = chart.noisy && drawn.iter().any(|series| series.points.len() >= SMOOTHED);
-    let log = chart.noisy && low > 0.0 && high / low >= 100.0;
+    // From zero and logarithmic don't go together.
+    let log = chart.noisy && !chart.from_zero && low > 0.0 && high / low >= 100.0;
     let mut remarks: Vec<&str> = Vec::new();
     remarks.extend(smooth.then_some("moving average over single values"));
     remarks.extend(log.then_some("logarithmic"));
@@ -502,6 +503,14 @@ mod tests {
         assert_eq!(ticks(1.5, 90.0, true), [2.0, 5.0, 10.0, 20.0, 50.0]);
         // One value: half a unit to each side.
         assert_eq!(ticks(7.0, 7.0, false), [6.5, 7.0, 7.5]);
+    }
+
+    #[test]
+    fn from_zero_is_never_logarithmic() {
+        let waits = vec![(1.0, 1e-5), (2.0, 0.3), (3.0, 0.2)];
+        let svg = figure(&Chart { from_zero: true, percent: true, ..chart(waits.clone()) });
+        assert!(!svg.contains("logarithmic"));
+        assert!(figure(&chart(waits)).contains("logarithmic"));
     }
 
     #[test]

@@ -112,6 +112,8 @@ pub struct TrainData {
     pub seed: u64,
     /// Worker threads; 0 for one a core.
     pub workers: usize,
+    /// Through the examples once, the last batch being what remains; else for ever, in whole batches.
+    pub once: bool,
 }
 
 impl Batches for TrainData {
@@ -137,12 +139,12 @@ impl TrainData {
     fn batches<K: Kind>(&self, epoch: u64, batch: u64) -> Result<Box<dyn Iterator<Item = Result<Placed>> + '_>> {
         let options = LoaderOptions {
             batch_size: self.batch_size,
-            drop_last: true,
+            drop_last: !self.once,
             shuffle: true,
             seed: self.seed,
             threads: self.workers,
             start: Position { epoch, batch },
-            end_epoch: None,
+            end_epoch: self.once.then_some(epoch + 1),
             ..LoaderOptions::default()
         };
         let loader = prepared::<K>(&self.set, &self.tokenizer, self.sizes, self.transform.clone(), options)?;

@@ -17,7 +17,7 @@ fn training(set: Arc<dyn Dataset>, transform: Transform, workers: usize) -> Trai
         _ => set.labels().len(),
     };
     let tokenizer = Arc::new(Tokenizer::bert());
-    TrainData { set, tokenizer, sizes: SIZES, transform, batch_size: 3, labels, seed: 7, workers }
+    TrainData { set, tokenizer, sizes: SIZES, transform, batch_size: 3, labels, seed: 7, workers, once: false }
 }
 
 fn some(data: &TrainData, epoch: u64, batch: u64, count: usize) -> Vec<Placed> {

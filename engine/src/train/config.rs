@@ -23,6 +23,8 @@ pub struct Config {
 
     /// The data set's folder or file; without one, the built-in toy data.
     pub data: Option<PathBuf>,
+    /// Of several data sets in one folder, this one, as its files' names begin.
+    pub data_set: Option<String>,
     /// Splits to train on and to validate on [default: the task's].
     pub train_split: Option<String>,
     pub val_split: Option<String>,
@@ -104,6 +106,7 @@ pub const KEYS: &[&str] = &[
     "checkpoint",
     "merge",
     "data",
+    "data_set",
     "train_split",
     "val_split",
     "val_limit",
@@ -235,6 +238,7 @@ impl Default for Config {
             checkpoint: None,
             merge: None,
             data: None,
+            data_set: None,
             train_split: None,
             val_split: None,
             val_limit: None,

@@ -114,6 +114,8 @@ pub fn start(
     let data = Data::open(&config, task, known)?;
     let steps = planned(&config, &data)?;
     let was_there = folder.exists();
+    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the run's folder", show_path(folder)))?;
+    let mut lock = Some(taken.lock()?);
     let run = RunDir::create(folder, force)?;
     let mut prepare = || -> Result<(Setup, BTreeMap<String, String>)> {
         run.save_config(&config)?;
@@ -136,6 +138,7 @@ pub fn start(
     let (ready, setup, metadata) = prepared.inspect_err(|_| {
         // Nothing was trained: the folder is left as it was.
         let _ = run.give_up();
+        drop(lock.take());
         let _ = if was_there { Ok(()) } else { std::fs::remove_dir(folder) };
     })?;
     run.settle()?;
@@ -153,6 +156,7 @@ pub fn resume(
     open: &mut dyn FnMut(&Setup) -> Result<Ready>,
 ) -> Result<Finished> {
     let run = RunDir::open(folder)?;
+    let _lock = run.lock()?;
     let (mut config, task) = complete(run.config()?)?;
     config.device = device.unwrap_or(config.device);
     let saved = run.newest()?;
@@ -206,8 +210,9 @@ fn complete(mut config: Config) -> Result<(Config, Task), Error> {
     if config.merge.is_some() && config.checkpoint.is_none() {
         return Err(usage("--merge needs a checkpoint to merge".into()));
     }
-    if let Some(merge) = &config.merge {
-        merge.parse::<Merge>().map_err(|e| usage(format!("--merge {merge}: {e}")))?;
+    if let Some(merge) = &mut config.merge {
+        let parsed = merge.parse::<Merge>().map_err(|e| usage(format!("--merge {merge}: {e}")))?;
+        *merge = parsed.absolute().to_string();
     }
     if config.checkpoint.is_none() && config.model.is_none() {
         return Err(usage(
@@ -282,8 +287,18 @@ struct Asked {
     notes: Vec<String>,
 }
 
-fn sizes(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Asked, Error> {
+fn sizes(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Asked> {
     let mut notes = Vec::new();
+    let words = Tokenizer::bert().vocabulary_len();
+    if let Some(checkpoint) = checkpoint
+        && let Some(known) = checkpoint.config.vocab_size.filter(|&known| known < words)
+        && config.task != Some(Task::ImgCls)
+    {
+        bail!(
+            "{}: its vocabulary has {known} word pieces, and texts are encoded with BERT's {words}",
+            show_path(&checkpoint.path)
+        );
+    }
     let patch = match (checkpoint, &config.model) {
         (Some(checkpoint), _) => checkpoint.config.patch_size,
         (None, shape) => shape.as_ref().map(|shape| shape.patch_size),
@@ -320,8 +335,14 @@ impl Data {
     fn open(config: &Config, task: Task, metadata: Option<&BTreeMap<String, String>>) -> Result<Data> {
         let toy = config.data.as_deref().is_none_or(is_toy);
         let path = config.data.as_deref().unwrap_or(Path::new(data::TOY));
-        let train = config.train_split.as_deref().unwrap_or("train");
-        let train = data::open(path, task, train)?;
+        let split = |asked: &Option<String>, usual| {
+            let asked = asked.as_deref().unwrap_or(usual);
+            match &config.data_set {
+                Some(preferred) => data::prefer(path, task, asked, preferred),
+                None => Ok(asked.to_owned()),
+            }
+        };
+        let train = data::open(path, task, &split(&config.train_split, "train")?)?;
         let kept = metadata.and_then(|metadata| head_labels(metadata, task));
         let labels: Vec<String> = match kept {
             Some(kept) => {
@@ -342,7 +363,7 @@ impl Data {
             bail!("{}: it names no labels to learn", train.name());
         }
         let train = train.relabelled(&labels)?;
-        let val = data::open_with(path, task, config.val_split.as_deref().unwrap_or("val"), Some(&labels))?;
+        let val = data::open_with(path, task, &split(&config.val_split, "val")?, Some(&labels))?;
         let val = match config.val_limit {
             Some(limit) => val.truncated(limit),
             None => val,
@@ -427,6 +448,7 @@ impl Run<'_> {
             labels: self.data.head_labels(self.setup.task),
             seed: config.seed,
             workers: config.workers(),
+            once: false,
         };
         let over = Evaluation {
             set: self.data.val.clone(),
@@ -458,7 +480,16 @@ impl Run<'_> {
             stop: self.sitting.stop,
             metadata: self.carried(),
         };
-        let outcome = match fit::fit(trainer.as_mut(), state, fit) {
+        let outcome = fit::fit(trainer.as_mut(), state, fit);
+        let skipped: Vec<String> = [&self.data.train, &self.data.val]
+            .into_iter()
+            .flat_map(|set| set.broken().lines().into_iter().map(|line| format!("{}: {line}", set.name())))
+            .collect();
+        for line in &skipped {
+            recorder.say(line);
+        }
+        recorder.skipped(skipped);
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(e) => {
                 // The error itself is what the user must see.

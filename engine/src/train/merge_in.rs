@@ -1,6 +1,7 @@
 //! `--merge`: what `vlmerge` does, on the way into a run.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
@@ -20,6 +21,30 @@ pub enum Merge {
     Arithmetic { lambda: String, base: PathBuf },
     /// `regmean:GRAMS`
     RegMean { grams: PathBuf },
+}
+
+impl Merge {
+    /// The same with a path that holds from anywhere, where the file is there.
+    #[must_use]
+    pub fn absolute(self) -> Merge {
+        let full = |path: PathBuf| path.canonicalize().unwrap_or(path);
+        match self {
+            Merge::Interpolate { ratio } => Merge::Interpolate { ratio },
+            Merge::Arithmetic { lambda, base } => Merge::Arithmetic { lambda, base: full(base) },
+            Merge::RegMean { grams } => Merge::RegMean { grams: full(grams) },
+        }
+    }
+}
+
+/// As [`FromStr`] reads it.
+impl fmt::Display for Merge {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Merge::Interpolate { ratio } => write!(f, "interpolate:{ratio}"),
+            Merge::Arithmetic { lambda, base } => write!(f, "arithmetic:{lambda}:{}", base.display()),
+            Merge::RegMean { grams } => write!(f, "regmean:{}", grams.display()),
+        }
+    }
 }
 
 impl FromStr for Merge {

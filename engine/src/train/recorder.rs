@@ -77,6 +77,11 @@ impl Recorder {
         self.write()
     }
 
+    /// Rows that could not be used, for `result.json`.
+    pub fn skipped(&mut self, lines: Vec<String>) {
+        self.result.skipped = lines;
+    }
+
     /// What is known so far.
     pub fn result(&self) -> &RunResult {
         &self.result

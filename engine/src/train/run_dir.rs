@@ -16,7 +16,7 @@
 //! or a crash leaves the last complete checkpoint as it was.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,7 @@ pub const BAD_BATCH: &str = "bad_batch.safetensors";
 pub const MERGED: &str = "merged.safetensors";
 /// Where the run that is to be replaced waits until the new one has begun.
 const ASIDE: &str = ".earlier-run";
+const LOCK: &str = ".lock";
 const CHECKPOINTS: &str = "checkpoints";
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -45,6 +46,19 @@ const STATE: &str = "state.json";
 /// The folder of one run.
 #[derive(Clone, Debug)]
 pub struct RunDir(PathBuf);
+
+/// Held by the process that trains in a folder.
+#[derive(Debug)]
+pub struct Lock(Option<(File, PathBuf)>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some((_, path)) = &self.0 {
+            // Whoever comes next makes it again.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -136,6 +150,25 @@ impl RunDir {
         Ok(run)
     }
 
+    /// Keeps other processes from training in this folder, as long as the lock is held.
+    ///
+    /// # Errors
+    /// Another process holds it.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.path(LOCK);
+        let Ok(file) = File::options().create(true).append(true).open(&path) else {
+            // What can't be written here will be said by what has to be.
+            return Ok(Lock(None));
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                bail!("{}: another process is training in this folder", show_path(&self.0))
+            }
+            // Some file systems have no locks.
+            Err(TryLockError::Error(_)) | Ok(()) => Ok(Lock(Some((file, path)))),
+        }
+    }
+
     /// The folder itself.
     pub fn folder(&self) -> &Path {
         &self.0
@@ -187,7 +220,7 @@ impl RunDir {
         Ok(())
     }
 
-    /// Whether a file is one that replacing this run would remove.
+    /// Whether a file is the run's: one that replacing the run would remove.
     pub fn would_replace(&self, file: &Path) -> bool {
         let (Ok(folder), Ok(file)) = (self.0.canonicalize(), file.canonicalize()) else { return false };
         let first = file.strip_prefix(folder).ok().and_then(|inner| inner.components().next());
@@ -457,6 +490,18 @@ mod tests {
         run.settle().unwrap();
         run.give_up().unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the notes alone");
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), false).unwrap();
+        let lock = run.lock().unwrap();
+        let error = run.lock().unwrap_err().to_string();
+        assert!(error.ends_with("another process is training in this folder"), "{error}");
+        drop(lock);
+        assert!(!run.path(LOCK).exists());
+        run.lock().unwrap();
     }
 
     #[test]

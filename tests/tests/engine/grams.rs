@@ -3,7 +3,7 @@
 use blackbox::Folder;
 use fixtures::{ModelSpec, Variant};
 
-use crate::models::{folder, spec, write};
+use crate::models::{draw, folder, spec, write};
 use crate::{engine, failed};
 
 #[test]
@@ -29,6 +29,26 @@ fn regmean_needs_nothing_but_the_gram_file() {
     let again = "--quiet grams ms.ckpt --task irtr --samples 48 --device cpu -o again.safetensors";
     engine(&folder, again).done();
     assert_eq!(folder.read("irtr.safetensors"), folder.read("again.safetensors"));
+}
+
+/// Whatever the size of a batch: of a last one only what is missing counts.
+#[test]
+fn so_many_examples_as_asked_for() {
+    let folder = folder();
+    for (samples, batch) in [(20, 16), (7, 16), (9, 2)] {
+        let line = format!(
+            "--quiet grams ms.ckpt --task vqa --samples {samples} --batch-size {batch} --device cpu -o g.safetensors --force"
+        );
+        let said = engine(&folder, &line).done();
+        assert!(said.contains(&format!(" of {samples} examples ")), "{said}");
+    }
+    let rows: String = (0..5)
+        .map(|i| format!("{{\"image\":\"p/{i}.png\",\"question\":\"is it {i}?\",\"answers\":[\"a\"]}}\n"))
+        .collect();
+    (0..5).for_each(|i| draw(&folder, &format!("set/p/{i}.png"), i));
+    folder.write("set/train.jsonl", rows);
+    let said = engine(&folder, "--quiet grams ms.ckpt --task vqa --data set --batch-size 4 -o all.safetensors").done();
+    assert!(said.contains(" of 5 examples "), "{said}");
 }
 
 #[test]

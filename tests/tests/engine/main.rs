@@ -6,6 +6,7 @@ mod finetune;
 mod grams;
 mod inputs;
 mod models;
+mod outputs;
 mod predict;
 mod search;
 

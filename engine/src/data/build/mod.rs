@@ -166,7 +166,13 @@ pub fn build(source: Source, root: &Path, out: &Path, options: &Options, progres
         return Err(Error::file(root, format!("none of the annotated {what} is there{missing}")));
     }
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, "make", e))?;
-    let Plan { files, labels, mut checks, notes } = plan;
+    let Plan { mut files, labels, mut checks, mut notes } = plan;
+    files.retain(|file| {
+        if file.rows.is_empty() {
+            notes.push(format!("{} is not built: there is nothing of it in {}", file.name, formats::show_path(root)));
+        }
+        !file.rows.is_empty()
+    });
     let mut built = Vec::with_capacity(files.len() + 1);
     let mut unreadable = Check::new("images that can be read");
     for file in &files {

@@ -6,6 +6,7 @@
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
@@ -22,8 +23,8 @@ const PANEL: usize = 2 * TILE;
 const DEPTH: usize = 2 * TILE;
 /// Words of a panel for one depth: two tiles.
 const SLICE: usize = 2 * TILE_WORDS;
-/// Depths at a time: 24 KB of a panel, which stay in the first-level cache.
-const DEPTHS: usize = 12;
+/// Depths at a time: 48 KB of a panel. Fewer stay in the first-level cache, but load and store the sums more often.
+const DEPTHS: usize = 24;
 /// Panels of either factor in one task: what it works on stays in the second-level cache.
 const PANELS: [usize; 2] = [8, 12];
 
@@ -179,6 +180,44 @@ unsafe fn add_product(a: *const u32, b: *const u32, depths: usize, c: *mut f32, 
     }
 }
 
+/// Where the sums of the `i`-th 16 columns of a row begin, from those of the first.
+#[inline(always)]
+fn tile(i: usize) -> usize {
+    (i / 2 * 4 + i % 2) * TILE_WORDS
+}
+
+multiversion! {
+    /// One row of a block's sums, after `bias`.
+    fn write_row<const FMA: bool>(sums: &[f32], to: &mut [MaybeUninit<f32>], bias: Option<&[f32]>) {
+        for (i, to) in to.chunks_mut(TILE).enumerate() {
+            let sums = &sums[tile(i)..][..TILE];
+            match bias {
+                Some(bias) => {
+                    for ((to, sum), bias) in to.iter_mut().zip(sums).zip(&bias[i * TILE..]) {
+                        to.write(bias + sum);
+                    }
+                }
+                None => {
+                    for (to, sum) in to.iter_mut().zip(sums) {
+                        to.write(*sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// One row of a block's sums, added to what is there.
+    fn add_row<const FMA: bool>(sums: &[f32], to: &mut [f32]) {
+        for (i, to) in to.chunks_mut(TILE).enumerate() {
+            for (to, sum) in to.iter_mut().zip(&sums[tile(i)..][..TILE]) {
+                *to += sum;
+            }
+        }
+    }
+}
+
 thread_local! {
     static PACKED: Cell<[Vec<u32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
     static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -228,22 +267,19 @@ pub unsafe fn multiply(a: Factor, b: Factor, scale: f32, start: Start, to: &Targ
         // SAFETY: gives the tiles back, so that switching threads needn't save them.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
         for row in i * PANEL..((i + rows) * PANEL).min(a.outer) {
-            for column in (j * PANEL..((j + columns) * PANEL).min(b.outer)).step_by(TILE) {
-                let (panel, half) = (row / PANEL - i, row / TILE % 2);
-                let tile = (panel * columns + column / PANEL - j) * 4 + 2 * half + column / TILE % 2;
-                let sums = &sums[tile * TILE_WORDS + row % TILE * TILE..][..TILE.min(b.outer - column)];
-                // SAFETY: the block's part of a row, within what the caller vouches for.
-                let to = unsafe { to.first.add(row * to.strides[0] + column) };
-                for (at, sum) in sums.iter().enumerate() {
-                    // SAFETY: as above; `Kept` values were written before.
-                    unsafe {
-                        let to = to.add(at);
-                        to.write(match start {
-                            Start::Nothing => *sum,
-                            Start::Kept => *to + sum,
-                            Start::Row(values) => values[column + at] + sum,
-                        });
-                    }
+            let (panel, half) = (row / PANEL - i, row / TILE % 2);
+            let first = (panel * columns * 4 + 2 * half) * TILE_WORDS + row % TILE * TILE;
+            let [left, right] = [j * PANEL, ((j + columns) * PANEL).min(b.outer)];
+            // SAFETY: the block's part of a row, within what the caller vouches for; nothing but this task has it.
+            let first_slot = unsafe { to.first.add(row * to.strides[0] + left) };
+            // SAFETY: as above; a slot may be unwritten.
+            let slots = || unsafe { std::slice::from_raw_parts_mut(first_slot.cast(), right - left) };
+            match start {
+                Start::Nothing => write_row(&sums[first..], slots(), None),
+                Start::Row(values) => write_row(&sums[first..], slots(), Some(&values[left..right])),
+                // SAFETY: as above; values to keep were written before.
+                Start::Kept => {
+                    add_row(&sums[first..], unsafe { std::slice::from_raw_parts_mut(first_slot, right - left) })
                 }
             }
         }

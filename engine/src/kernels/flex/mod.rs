@@ -55,6 +55,13 @@ macro_rules! all_f32 {
     };
 }
 
+pub fn has_bf16_units() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return amx::available();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    false
+}
+
 impl Backend for Flex {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         if all_f32!(x, weight; bias) {
