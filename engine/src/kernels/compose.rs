@@ -33,15 +33,26 @@ pub fn attention<B: BurnBackend>(
         // [batch, tokens, heads·d] → [batch, heads, tokens, d]
         qkv.clone().narrow(2, i * heads * d, heads * d).reshape([batch, tokens, heads, d]).swap_dims(1, 2)
     };
-    let (q, k, v) = (part(0), part(1), part(2));
-    let scores = (q * (d as f64).powf(-0.5)).matmul(k.transpose()).cast(FloatDType::F32);
-    let mut scores = scores + bias.cast(FloatDType::F32).unsqueeze();
-    if let Some(mask) = mask {
-        let drop = mask.cast(FloatDType::F32).equal_elem(0.0).reshape([batch, 1, 1, tokens]);
-        scores = scores.mask_fill(drop.expand([batch, heads, tokens, tokens]), f32::NEG_INFINITY);
-    }
-    let weights = softmax(scores, 3).cast(dtype);
+    let (q, k, v) = (part(0) * (d as f64).powf(-0.5), part(1), part(2));
+    let weights = softmax(scores(q, k, bias, mask), 3).cast(dtype);
     weights.matmul(v).swap_dims(1, 2).reshape([batch, tokens, heads * d])
+}
+
+/// What goes into softmax, in f32.
+///
+/// - q, scaled, and k: [batch, heads, tokens, d]; bias and mask as [`super::attention`] has them
+/// - output: [batch, heads, tokens, tokens]
+pub fn scores<B: BurnBackend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    bias: Tensor<B, 3>,
+    mask: Option<Tensor<B, 2>>,
+) -> Tensor<B, 4> {
+    let [batch, heads, tokens, _] = q.dims();
+    let scores = q.matmul(k.transpose()).cast(FloatDType::F32) + bias.cast(FloatDType::F32).unsqueeze();
+    let Some(mask) = mask else { return scores };
+    let drop = mask.cast(FloatDType::F32).equal_elem(0.0).reshape([batch, 1, 1, tokens]);
+    scores.mask_fill(drop.expand([batch, heads, tokens, tokens]), f32::NEG_INFINITY)
 }
 
 pub fn layer_norm<B: BurnBackend>(
@@ -51,12 +62,16 @@ pub fn layer_norm<B: BurnBackend>(
     epsilon: f64,
 ) -> Tensor<B, 2> {
     let dtype = x.dtype();
-    let x = x.cast(FloatDType::F32);
-    let centred = x.clone() - x.mean_dim(1);
-    let variance = (centred.clone() * centred.clone()).mean_dim(1);
-    let normal = centred / (variance + epsilon).sqrt();
+    let (normal, _) = normal(x.cast(FloatDType::F32), epsilon);
     let (gamma, beta) = (gamma.cast(FloatDType::F32), beta.cast(FloatDType::F32));
     (normal * gamma.unsqueeze() + beta.unsqueeze()).cast(dtype)
+}
+
+/// (x − mean)/deviation, and √(variance + ε), [rows, 1].
+pub fn normal<B: BurnBackend>(x: Tensor<B, 2>, epsilon: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let centred = x.clone() - x.mean_dim(1);
+    let deviation = ((centred.clone() * centred.clone()).mean_dim(1) + epsilon).sqrt();
+    (centred / deviation.clone(), deviation)
 }
 
 pub fn gelu<B: BurnBackend>(x: Tensor<B, 2>) -> Tensor<B, 2> {

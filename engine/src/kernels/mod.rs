@@ -5,6 +5,7 @@
 
 pub mod compose;
 mod flex;
+mod lean;
 #[cfg(test)]
 mod tests;
 
@@ -93,7 +94,25 @@ pub fn cpu_has_bf16_units() -> bool {
 }
 
 impl Backend for Cuda {}
-impl<C: CheckpointStrategy> Backend for Autodiff<Cuda, C> {}
+impl<C: CheckpointStrategy> Backend for Autodiff<Cuda, C> {
+    fn attention(
+        qkv: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        mask: Option<FloatTensor<Self>>,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        lean::attention::<Cuda, C>(qkv, bias, mask.map(|mask| mask.primitive), heads)
+    }
+
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        lean::layer_norm::<Cuda, C>(x, gamma, beta, epsilon)
+    }
+}
 
 /// One step of AdamW as PyTorch's `AdamW` takes it, for one parameter: p ← p(1 − lr·decay);
 /// m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; p ← p − lr/(1−β₁ᵗ) · m / (√(v/(1−β₂ᵗ)) + ε).

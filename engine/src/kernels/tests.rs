@@ -1,12 +1,12 @@
 //! The CPU's kernels against the composed definitions, their gradients included.
 
 use burn::backend::Autodiff;
-use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
+use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, NoCheckpointing};
 use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use burn_flex::Flex;
 
-use super::{Adamw, Backend, compose, float, prim};
+use super::{Adamw, Backend, compose, float, lean, prim};
 
 type Tracked = Autodiff<Flex>;
 type Sparing = Autodiff<Flex, BalancedCheckpointing>;
@@ -307,6 +307,67 @@ fn layer_norm_agrees() {
                 |leaves| {
                     let x = leaves[0].clone().reshape([rows, d]);
                     compose::layer_norm(x.clone() + 3.0, leaves[1].clone(), leaves[2].clone(), 1e-6) + x
+                },
+            );
+        }
+    }
+}
+
+/// What CUDA runs, here over the CPU's operations.
+#[test]
+fn lean_gradients_agree() {
+    for [batch, tokens, heads, d] in [[1, 1, 1, 4], [2, 5, 3, 8], [3, 17, 2, 16]] {
+        for tracked in [[true, true], [true, false], [false, true], [false, false]] {
+            for masked in [false, true] {
+                let width = heads * d;
+                let inputs = [(batch * tokens * 3 * width, tracked[0]), (heads * tokens * tokens, tracked[1])];
+                let arguments = |leaves: &[Tensor<Tracked, 1>]| {
+                    let qkv = leaves[0].clone().reshape([batch, tokens, 3 * width]);
+                    (qkv, leaves[1].clone().reshape([heads, tokens, tokens]))
+                };
+                let mask = |at: usize| if masked && at % tokens > tokens / 2 { 0.0 } else { 1.0 };
+                let mask: Vec<f32> = (0..batch * tokens).map(mask).collect();
+                let mask = TensorData::new(mask, [batch, tokens]);
+                agree(
+                    &inputs,
+                    5e-6,
+                    |leaves| {
+                        let (qkv, bias) = arguments(leaves);
+                        let mask = prim(Tensor::<Flex, 2>::from_data(mask.clone(), &Default::default()));
+                        float::<Tracked, 3>(lean::attention::<Flex, NoCheckpointing>(
+                            prim(qkv),
+                            prim(bias),
+                            Some(mask),
+                            heads,
+                        ))
+                    },
+                    |leaves| {
+                        let (qkv, bias) = arguments(leaves);
+                        compose::attention(qkv, bias, Some(Tensor::from_data(mask.clone(), &Default::default())), heads)
+                    },
+                );
+            }
+        }
+    }
+    for [rows, d] in [[3, 2], [5, 16], [70, 33]] {
+        for tracked in choices(3) {
+            let inputs = [(rows * d, tracked[0]), (d, tracked[1]), (d, tracked[2])];
+            agree(
+                &inputs,
+                1e-5,
+                |leaves| {
+                    let x = leaves[0].clone().reshape([rows, d]) + 3.0;
+                    let (gamma, beta) = (leaves[1].clone(), leaves[2].clone());
+                    float::<Tracked, 2>(lean::layer_norm::<Flex, NoCheckpointing>(
+                        prim(x),
+                        prim(gamma),
+                        prim(beta),
+                        1e-6,
+                    ))
+                },
+                |leaves| {
+                    let x = leaves[0].clone().reshape([rows, d]) + 3.0;
+                    compose::layer_norm(x, leaves[1].clone(), leaves[2].clone(), 1e-6)
                 },
             );
         }
