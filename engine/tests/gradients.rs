@@ -147,6 +147,25 @@ fn checkpointed_activations_change_nothing() {
 }
 
 #[test]
+fn a_model_without_layer_scale_stays_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bare, saved) = (folder.path().join("bare.safetensors"), folder.path().join("saved.safetensors"));
+    let file = formats::open(golden("model_ufo.safetensors")).unwrap();
+    let mut tensors = read(&golden("model_ufo.safetensors"));
+    tensors.retain(|tensor| !tensor.name.contains(".gamma_"));
+    let names: Vec<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    write(&bare, tensors, file.metadata()).unwrap();
+    let (_, heads, batch) = tasks().swap_remove(0);
+    let mut trainer = open(&bare, heads, SETTINGS);
+    trainer.accumulate(&batch, 1.0, 0).unwrap();
+    trainer.update(1e-3, None).unwrap();
+    trainer.save_weights(&saved, &[]).unwrap();
+    let kept = read(&saved);
+    assert!(kept.iter().all(|tensor| !tensor.name.contains(".gamma_")));
+    assert!(kept.iter().any(|tensor| names.contains(&tensor.name) && tensor.name.contains("attn.proj")));
+}
+
+#[test]
 fn a_restored_trainer_goes_on_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let (weights, optimizer) = (folder.path().join("w.safetensors"), folder.path().join("o.safetensors"));

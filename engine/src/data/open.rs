@@ -251,7 +251,7 @@ impl Files {
         match matching.len() {
             1 => Ok(matching.into_iter().next().ok_or_else(|| missing(String::new()))?),
             0 => Err(match self.blame(split) {
-                Some(damaged) => Error::file(path, damaged),
+                Some(damaged) => Error::Argument(damaged),
                 None if candidates.is_empty() && set.is_none() => missing(format!("examples for {task}")),
                 None => missing(format!("split '{split}' for {task}")),
             }),

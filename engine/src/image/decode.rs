@@ -90,6 +90,8 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb> {
         Failure::Decoder(ImageError::Limits(_)) => Error::TooMuchMemory,
         Failure::Decoder(ImageError::Decoding(error)) => {
             let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            // The decoder's own words for that are Rust's.
+            let reason = if reason.contains("CRC") { "a checksum is wrong".into() } else { reason };
             Error::Broken { format: name, reason }
         }
         Failure::Decoder(ImageError::IoError(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {

@@ -238,7 +238,8 @@ impl Index {
 /// What is wrong, without the file's name, which the message has already.
 fn reason(error: &formats::Error) -> String {
     match error {
-        formats::Error::File { reason, .. } => show_name(reason),
+        // On one line, whatever the library that read it says.
+        formats::Error::File { reason, .. } => show_name(&reason.split_whitespace().collect::<Vec<_>>().join(" ")),
         formats::Error::Io { action, error, .. } => format!("cannot {action}: {}", error.kind()),
         other => other.to_string(),
     }
