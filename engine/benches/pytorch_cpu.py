@@ -1,7 +1,7 @@
 """Image encoder and fine-tuning step of the base model in PyTorch on the CPU: what `engine bench` is compared with.
 
     pip install torch numpy
-    python pytorch_cpu.py [--threads 2] [--batch 8] [--repeats 5] [--only encoder|train]
+    python pytorch_cpu.py [--threads 2] [--batch 8] [--repeats 5] [--only encoder|train] [--precision bf16]
 
 Prints JSON: medians and minima in seconds, peak resident memory in GB so far. Run each part in a process of its own
 (`--only`) to compare memory.
@@ -36,6 +36,7 @@ def main():
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=["encoder", "train"])
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="bf16: autocast, f32 master weights")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -44,11 +45,15 @@ def main():
     ids = torch.randint(0, VOCABULARY, (arguments.batch, 40))
     mask = torch.ones(arguments.batch, 40)
     mask[:, 14:] = 0
-    report = {"torch": torch.__version__, "threads": arguments.threads, "batch": arguments.batch, "image_size": arguments.image_size}
+    report = {"torch": torch.__version__, "threads": arguments.threads, "batch": arguments.batch}
+    report |= {"image_size": arguments.image_size, "precision": arguments.precision}
+
+    def autocast():
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.precision == "bf16")
 
     if arguments.only != "train":
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast():
             report["image_encoder"] = timed(arguments.repeats, lambda: model.encode_image(image))
 
     if arguments.only != "encoder":
@@ -56,7 +61,8 @@ def main():
         adamw = optimizer(model)
 
         def step():
-            loss = model.irtr_loss(image, ids, mask)
+            with autocast():
+                loss = model.irtr_loss(image, ids, mask)
             loss.backward()
             adamw.step()
             adamw.zero_grad(set_to_none=True)

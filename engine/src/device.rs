@@ -72,12 +72,13 @@ impl Choice {
         match self {
             Choice::Cpu => Ok(Device::Cpu),
             Choice::Auto => Ok(match cards() {
-                Ok(cards) if !cards.is_empty() => Device::Cuda(0),
+                Ok(cards) if !cards.is_empty() && toolkit().is_ok() => Device::Cuda(0),
                 _ => Device::Cpu,
             }),
             Choice::Cuda(index) => {
                 let cards = cards().map_err(|reason| format!("no CUDA device: {reason}"))?;
                 if index < cards.len() {
+                    toolkit()?;
                     return Ok(Device::Cuda(index));
                 }
                 Err(format!("there is no CUDA device {index}: this machine has {}", cards.len()))
@@ -101,6 +102,33 @@ pub struct Card {
 /// There is no driver, or it doesn't start: the reason.
 pub fn cards() -> Result<Vec<Card>, String> {
     driver::cards().map(|(_, cards)| cards)
+}
+
+/// Why [`Choice::Auto`] left a card out, where there is one.
+pub fn passed_over() -> Option<String> {
+    let there = cards().is_ok_and(|cards| !cards.is_empty());
+    toolkit().err().filter(|_| there).map(|reason| format!("the card isn't used: {reason}"))
+}
+
+/// Whether kernels can be compiled.
+///
+/// # Errors
+/// A part of the CUDA toolkit isn't found: which, and what to set.
+fn toolkit() -> Result<(), String> {
+    if !driver::has_compiler() {
+        return Err(
+            "kernels are compiled by NVRTC, of the CUDA toolkit, and libnvrtc.so isn't found: put the toolkit's \
+                    lib64 on LD_LIBRARY_PATH"
+                .into(),
+        );
+    }
+    let usual = ["/usr/local/cuda", "/opt/cuda", "/usr/bin/nvcc"];
+    if std::env::var_os("CUDA_PATH").is_none() && !usual.iter().any(|place| std::path::Path::new(place).exists()) {
+        return Err(
+            "kernels are compiled with the headers of the CUDA toolkit, which aren't found: set CUDA_PATH".into()
+        );
+    }
+    Ok(())
 }
 
 /// The newest CUDA version that the driver can run, such as "13.0".
@@ -166,6 +194,14 @@ mod driver {
         }
     }
 
+    /// Whether NVRTC can be loaded, by one of the names it goes by.
+    pub fn has_compiler() -> bool {
+        [c"libnvrtc.so", c"libnvrtc.so.13", c"libnvrtc.so.12", c"libnvrtc.so.11"].into_iter().any(|name| {
+            // SAFETY: the name is a C string; the handle stays open for the life of the process.
+            !unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY) }.is_null()
+        })
+    }
+
     /// # Safety
     /// `library` is a handle that `dlopen` returned.
     unsafe fn symbol(library: *mut c_void, name: &CStr) -> Result<*mut c_void, String> {
@@ -184,5 +220,9 @@ mod driver {
 
     pub fn cards() -> Result<(i32, Vec<Card>), String> {
         Err("CUDA is supported on Linux".into())
+    }
+
+    pub fn has_compiler() -> bool {
+        false
     }
 }

@@ -80,7 +80,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     for output in args.details.iter().chain(&args.submission) {
         super::check_output(output, args.force, &reads)?;
     }
-    if args.details.is_some() && args.details == args.submission {
+    let place = |path: &PathBuf| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        (folder.canonicalize().ok(), path.file_name().map(ToOwned::to_owned))
+    };
+    if args.details.is_some() && args.details.as_ref().map(place) == args.submission.as_ref().map(place) {
         return usage("--details and --submission are one file: give them two");
     }
     let (runner, opened) = open_runner(&args.checkpoint, &args.model.options())?;

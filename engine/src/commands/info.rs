@@ -26,7 +26,9 @@ pub fn run(args: &Args) -> Result<Report> {
     let (simd, bf16) = (simd(), engine::kernels::cpu_has_bf16_units());
     if args.json.json {
         let cuda = match (&cards, &driver) {
-            (Ok(cards), Ok(driver)) => json!({ "driver_cuda": driver, "cards": cards }),
+            (Ok(cards), Ok(driver)) => {
+                json!({ "driver_cuda": driver, "cards": cards, "passed_over": device::passed_over() })
+            }
             (Err(reason), _) | (_, Err(reason)) => json!({ "unavailable": reason }),
         };
         let report = json!({
@@ -52,6 +54,9 @@ pub fn run(args: &Args) -> Result<Report> {
             }
         }
         (Err(reason), _) | (_, Err(reason)) => text += &format!("cuda       not here: {reason}\n"),
+    }
+    if let Some(reason) = device::passed_over() {
+        text += &format!("           {reason}\n");
     }
     text += &format!("--device auto is {auto}; precisions f32 and bf16 (matrix products; the rest is f32)\n");
     Ok(Report::done(text))

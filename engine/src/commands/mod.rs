@@ -100,7 +100,10 @@ pub fn usage<T>(message: &str) -> Result<T> {
     command.build();
     // The usage to show is that of what was called.
     let mut called = &mut command;
-    for argument in std::env::args().skip(1) {
+    for argument in std::env::args_os().skip(1) {
+        if argument.to_str().is_some_and(|argument| argument.starts_with('-')) {
+            continue;
+        }
         if called.find_subcommand(&argument).is_none() {
             break;
         }

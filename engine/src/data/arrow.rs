@@ -149,9 +149,11 @@ impl ArrowFile {
         guarded(&self.path, || {
             let mut decoder = FileDecoder::new(self.schema.clone(), self.version).with_projection(indices);
             let wrong = |what: &str, number: usize, e: ArrowError| match e {
-                // Both compressions that the format knows are features of the crate that are left out.
                 ArrowError::InvalidArgumentError(reason) if self.compressed && reason.contains("feature") => {
-                    Error::file(&self.path, "its columns are compressed, which isn't read: write it uncompressed")
+                    Error::file(
+                        &self.path,
+                        "its columns are compressed with zstd, which isn't read: write it uncompressed or with lz4",
+                    )
                 }
                 e => Error::file(&self.path, format!("damaged: {what} {number}: {e}")),
             };

@@ -318,11 +318,13 @@ fn layer_norm_agrees() {
 fn lean_gradients_agree() {
     for [batch, tokens, heads, d] in [[1, 1, 1, 4], [2, 5, 3, 8], [3, 17, 2, 16]] {
         for tracked in [[true, true], [true, false], [false, true], [false, false]] {
-            for masked in [false, true] {
+            for (masked, dtype, tolerance) in
+                [(false, FloatDType::F32, 5e-6), (true, FloatDType::F32, 5e-6), (true, FloatDType::BF16, 3e-2)]
+            {
                 let width = heads * d;
                 let inputs = [(batch * tokens * 3 * width, tracked[0]), (heads * tokens * tokens, tracked[1])];
                 let arguments = |leaves: &[Tensor<Tracked, 1>]| {
-                    let qkv = leaves[0].clone().reshape([batch, tokens, 3 * width]);
+                    let qkv = leaves[0].clone().reshape([batch, tokens, 3 * width]).cast(dtype);
                     (qkv, leaves[1].clone().reshape([heads, tokens, tokens]))
                 };
                 let mask = |at: usize| if masked && at % tokens > tokens / 2 { 0.0 } else { 1.0 };
@@ -330,20 +332,17 @@ fn lean_gradients_agree() {
                 let mask = TensorData::new(mask, [batch, tokens]);
                 agree(
                     &inputs,
-                    5e-6,
+                    tolerance,
                     |leaves| {
                         let (qkv, bias) = arguments(leaves);
                         let mask = prim(Tensor::<Flex, 2>::from_data(mask.clone(), &Default::default()));
-                        float::<Tracked, 3>(lean::attention::<Flex, NoCheckpointing>(
-                            prim(qkv),
-                            prim(bias),
-                            Some(mask),
-                            heads,
-                        ))
+                        let out = lean::attention::<Flex, NoCheckpointing>(prim(qkv), prim(bias), Some(mask), heads);
+                        float::<Tracked, 3>(out).cast(FloatDType::F32)
                     },
                     |leaves| {
                         let (qkv, bias) = arguments(leaves);
                         compose::attention(qkv, bias, Some(Tensor::from_data(mask.clone(), &Default::default())), heads)
+                            .cast(FloatDType::F32)
                     },
                 );
             }

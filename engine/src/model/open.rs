@@ -178,7 +178,10 @@ pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Op
     if let Some(path) = &options.heads_file {
         add_heads(&mut weights, &mut architecture, path, options.heads_task.as_deref())?;
     }
-    let notes = weights.fit(&mut architecture, options.image_size, options.text_len)?;
+    let mut notes = weights.fit(&mut architecture, options.image_size, options.text_len)?;
+    if options.device == Choice::Auto && device == Device::Cpu {
+        notes.extend(crate::device::passed_over());
+    }
     let metadata = weights.metadata().clone();
     let layout = weights.layout();
     Ok((weights, Opened { device, architecture, load: LoadReport::default(), notes, layout, metadata }))

@@ -138,11 +138,12 @@ where
                     bail!("the model was built without an NLVR2 head");
                 };
                 check_labels(labels, 2)?;
-                let shared = m.joint_bias(&self.index, a);
+                let alone = pass.tape.is_some();
+                let shared = (!alone).then(|| m.joint_bias(&self.index, a));
                 let mut pooled = |image, image_type| {
                     let (text, patches) = self.inputs(texts, image)?;
                     // A tape goes back through each layer on its own, its bias included.
-                    let bias = if pass.tape.is_some() { m.joint_bias(&self.index, a) } else { shared.clone() };
+                    let bias = shared.clone().unwrap_or_else(|| m.joint_bias(&self.index, a));
                     anyhow::Ok(m.pooled(m.joint(&text, patches, image_type, &bias, a, pass), pooler))
                 };
                 let both = Tensor::cat(vec![pooled(left, 1)?, pooled(right, 2)?], 1);

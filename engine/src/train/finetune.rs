@@ -14,7 +14,7 @@ use super::fit::{self, Fit, Outcome, Scores, steps_of};
 use super::merge_in::Merge;
 use super::recorder::Recorder;
 use super::resolve::Error;
-use super::run_dir::{MERGED, RunDir, Saved, State};
+use super::run_dir::{LOCK, MERGED, RunDir, Saved, State};
 use super::schedule::Schedule;
 use crate::data::{self, Dataset};
 use crate::image::{RandAugment, Training};
@@ -115,7 +115,7 @@ pub fn start(
     let steps = planned(&config, &data)?;
     let was_there = folder.exists();
     std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the run's folder", show_path(folder)))?;
-    let mut lock = Some(taken.lock()?);
+    let _lock = taken.lock()?;
     let run = RunDir::create(folder, force)?;
     let mut prepare = || -> Result<(Setup, BTreeMap<String, String>)> {
         run.save_config(&config)?;
@@ -135,13 +135,17 @@ pub fn start(
         Ok((Setup { config: config.clone(), task, source, image_size, text_len, labels }, metadata))
     };
     let prepared = prepare().and_then(|(setup, metadata)| Ok((open(&setup)?, setup, metadata)));
-    let (ready, setup, metadata) = prepared.inspect_err(|_| {
+    let (ready, setup, metadata) = prepared.or_else(|e| {
         // Nothing was trained: the folder is left as it was.
-        let _ = run.give_up();
-        drop(lock.take());
-        let _ = if was_there { Ok(()) } else { std::fs::remove_dir(folder) };
+        let left = run.give_up();
+        if !was_there {
+            let _ = std::fs::remove_file(run.path(LOCK)).and_then(|()| std::fs::remove_dir(folder));
+        }
+        match (left, run.earlier()) {
+            (Err(_), Some(earlier)) => Err(e.context(format!("the earlier run is in {}", show_path(&earlier)))),
+            _ => Err(e),
+        }
     })?;
-    run.settle()?;
     Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None)
 }
 
@@ -494,7 +498,10 @@ impl Run<'_> {
             Err(e) => {
                 // The error itself is what the user must see.
                 let _ = recorder.end(None, Status::Failed, Some(format!("{e:#}")));
-                return Err(e);
+                return Err(match self.run.earlier() {
+                    Some(earlier) => e.context(format!("the earlier run is still in {}", show_path(&earlier))),
+                    None => e,
+                });
             }
         };
         let (status, state) = match &outcome {

@@ -48,6 +48,12 @@ impl Recorder {
             true => MetricsLog::resume(&metrics, state.step)?,
             false => MetricsLog::create(&metrics)?,
         };
+        let mut result = result;
+        if resumed && let Ok(before) = std::fs::read(run.path(RESULT)) {
+            // Which rows can't be used is found out as they come up.
+            result.skipped =
+                serde_json::from_slice::<RunResult>(&before).map(|before| before.skipped).unwrap_or_default();
+        }
         let board = TensorBoard::create(&run.path(TENSORBOARD), resumed.then_some(state.step))?;
         let mut recorder = Recorder {
             log,
@@ -79,7 +85,8 @@ impl Recorder {
 
     /// Rows that could not be used, for `result.json`.
     pub fn skipped(&mut self, lines: Vec<String>) {
-        self.result.skipped = lines;
+        let known = &mut self.result.skipped;
+        known.extend(lines.into_iter().filter(|line| !known.contains(line)).collect::<Vec<_>>());
     }
 
     /// What is known so far.

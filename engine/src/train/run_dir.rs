@@ -37,7 +37,9 @@ pub const BAD_BATCH: &str = "bad_batch.safetensors";
 pub const MERGED: &str = "merged.safetensors";
 /// Where the run that is to be replaced waits until the new one has begun.
 const ASIDE: &str = ".earlier-run";
-const LOCK: &str = ".lock";
+/// What becomes of it then.
+const REPLACED: &str = ".replaced-run";
+pub const LOCK: &str = ".lock";
 const CHECKPOINTS: &str = "checkpoints";
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -49,16 +51,7 @@ pub struct RunDir(PathBuf);
 
 /// Held by the process that trains in a folder.
 #[derive(Debug)]
-pub struct Lock(Option<(File, PathBuf)>);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if let Some((_, path)) = &self.0 {
-            // Whoever comes next makes it again.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
+pub struct Lock(#[expect(dead_code, reason = "closing the file ends the lock")] Option<File>);
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -106,16 +99,22 @@ impl RunDir {
     ///
     /// # Errors
     /// It holds a run already and `force` is not given, or it can't be made. With `force`, what the earlier run left is
-    /// set aside until [`RunDir::settle`] removes it or [`RunDir::give_up`] brings it back. Nothing else that may be
-    /// there is touched.
+    /// set aside until the new one's first checkpoint is saved, or [`RunDir::give_up`] brings it back. Nothing else that
+    /// may be there is touched.
     pub fn create(path: &Path, force: bool) -> Result<RunDir> {
         let run = RunDir::check(path, force)?;
         let shown = show_path(path);
-        if run.holds_a_run() {
+        if run.path(ASIDE).exists() {
+            // An attempt before this one ended without a checkpoint, and without a word: killed, or out of memory.
+            run.give_up().with_context(|| format!("{shown}: cannot bring back the run in {ASIDE}"))?;
+        }
+        if run.first_of_a_run().is_some() {
             let aside = run.path(ASIDE);
-            absent_is_fine(fs::remove_dir_all(&aside))
-                .and_then(|()| fs::create_dir(&aside))
+            fs::create_dir(&aside)
                 .and_then(|()| run.move_run(&run.0, &aside))
+                .inspect_err(|_| {
+                    let _ = run.move_run(&aside, &run.0).and_then(|()| fs::remove_dir(&aside));
+                })
                 .with_context(|| format!("{shown}: cannot set the earlier run aside"))?;
         }
         fs::create_dir_all(run.path(CHECKPOINTS)).with_context(|| format!("{shown}: cannot make the run's folder"))?;
@@ -129,13 +128,17 @@ impl RunDir {
         if path.exists() && !path.is_dir() {
             bail!("{shown}: this is a file: give a folder for the run");
         }
-        if run.holds_a_run() && !force {
-            bail!(
+        match run.first_of_a_run() {
+            _ if force => Ok(run),
+            None => Ok(run),
+            Some(name) if [CONFIG, CHECKPOINTS, ASIDE].contains(&&*name) => bail!(
                 "{shown}: this folder already holds a run: --resume {shown} continues it, --force replaces it, or choose \
                  another folder"
-            );
+            ),
+            Some(name) => bail!(
+                "{shown}: {name} in this folder has the name of a run's file: --force replaces it, or choose another folder"
+            ),
         }
-        Ok(run)
     }
 
     /// The folder of a run to go on with.
@@ -165,7 +168,7 @@ impl RunDir {
                 bail!("{}: another process is training in this folder", show_path(&self.0))
             }
             // Some file systems have no locks.
-            Err(TryLockError::Error(_)) | Ok(()) => Ok(Lock(Some((file, path)))),
+            Err(TryLockError::Error(_)) | Ok(()) => Ok(Lock(Some(file))),
         }
     }
 
@@ -179,15 +182,28 @@ impl RunDir {
         self.0.join(name)
     }
 
-    fn holds_a_run(&self) -> bool {
-        self.path(CONFIG).exists() || self.path(CHECKPOINTS).exists()
+    /// The first entry of the folder that is a run's.
+    fn first_of_a_run(&self) -> Option<String> {
+        let entries = fs::read_dir(&self.0).ok()?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|name| of_a_run(name.as_ref()) || name == ASIDE).collect();
+        // What shows it best comes first.
+        names.sort_by_key(|name| (![CONFIG, CHECKPOINTS, ASIDE].contains(&&**name), name.clone()));
+        names.into_iter().next()
     }
 
     /// The new run has begun: what was set aside for it goes.
-    pub fn settle(&self) -> Result<()> {
-        let aside = self.path(ASIDE);
-        absent_is_fine(fs::remove_dir_all(&aside))
-            .with_context(|| format!("{}: cannot remove the earlier run", show_path(&aside)))
+    fn settle(&self) -> io::Result<()> {
+        let replaced = self.path(REPLACED);
+        absent_is_fine(fs::remove_dir_all(&replaced))?;
+        // In two steps, so that half of it is never brought back.
+        absent_is_fine(fs::rename(self.path(ASIDE), &replaced))?;
+        absent_is_fine(fs::remove_dir_all(&replaced))
+    }
+
+    /// Where the run is that this one replaces, as long as it is there.
+    pub fn earlier(&self) -> Option<PathBuf> {
+        Some(self.path(ASIDE)).filter(|aside| aside.exists())
     }
 
     /// Removes what this run has left, and brings back the one before it, if there was any.
@@ -224,7 +240,7 @@ impl RunDir {
     pub fn would_replace(&self, file: &Path) -> bool {
         let (Ok(folder), Ok(file)) = (self.0.canonicalize(), file.canonicalize()) else { return false };
         let first = file.strip_prefix(folder).ok().and_then(|inner| inner.components().next());
-        self.holds_a_run() && first.is_some_and(|first| of_a_run(first.as_os_str()))
+        first.is_some_and(|first| of_a_run(first.as_os_str()) || first.as_os_str() == ASIDE)
     }
 
     /// Writes `config.toml`.
@@ -259,6 +275,7 @@ impl RunDir {
             e.context(format!("{}: cannot save the checkpoint of step {} ({usable})", show_path(&self.0), state.step))
         })?;
         // From here on the checkpoint counts. What can't be tidied up now is tidied up the next time.
+        let _ = self.settle();
         if let Ok(names) = self.checkpoint_names() {
             for old in names.iter().filter(|&old| *old != name) {
                 let _ = fs::remove_dir_all(folder.join(old));
@@ -481,15 +498,37 @@ mod tests {
         assert!(!run.path(LAST).exists() && !run.path(CONFIG).exists());
         assert_eq!(contents(&run.path("notes.txt")), b"mine");
         // The new one comes to nothing: the earlier one is back.
-        run.save_config(&Config { steps: Some(7), epochs: None, ..Config::default() }).unwrap();
+        let new = Config { steps: Some(7), epochs: None, ..Config::default() };
+        run.save_config(&new).unwrap();
         run.give_up().unwrap();
         assert_eq!(run.newest().unwrap().unwrap().state.step, 4);
         assert_eq!(run.config().unwrap(), Config::default());
-        // It comes to something.
+        // It is killed, and so is the next one: the earlier one is still what waits.
+        for _ in 0..2 {
+            RunDir::create(&path, true).unwrap().save_config(&new).unwrap();
+            assert!(RunDir::create(&path, false).is_err());
+        }
         let run = RunDir::create(&path, true).unwrap();
-        run.settle().unwrap();
+        assert!(run.would_replace(&run.path(ASIDE).join(LAST)));
+        run.give_up().unwrap();
+        assert_eq!(run.newest().unwrap().unwrap().state.step, 4);
+        // It comes to a checkpoint.
+        let run = RunDir::create(&path, true).unwrap();
+        assert!(run.earlier().is_some());
+        run.save(&Fake::new(2), &state(1), &[]).unwrap();
+        assert_eq!(run.earlier(), None);
         run.give_up().unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the notes alone");
+    }
+
+    #[test]
+    fn names_of_a_runs_files_are_not_taken_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let merged = folder.path().join(MERGED);
+        fs::write(&merged, "mine").unwrap();
+        let error = RunDir::create(folder.path(), false).unwrap_err().to_string();
+        assert!(error.contains(": merged.safetensors in this folder has the name of a run's file"), "{error}");
+        assert!(RunDir::check(folder.path(), true).unwrap().would_replace(&merged));
     }
 
     #[test]
@@ -500,7 +539,6 @@ mod tests {
         let error = run.lock().unwrap_err().to_string();
         assert!(error.ends_with("another process is training in this folder"), "{error}");
         drop(lock);
-        assert!(!run.path(LOCK).exists());
         run.lock().unwrap();
     }
 

@@ -95,6 +95,28 @@ fn a_merge_on_the_way_in_gives_the_numbers_of_vlmerge() {
     assert!(!folder.path("other").exists());
 }
 
+#[test]
+fn every_merge_on_the_way_in_is_vlmerges() {
+    let folder = Folder::with_golden(&["ms.ckpt", "seed.ckpt", "grams_irtr.pth"]);
+    blackbox::program("vlmerge");
+    for (merge, by_hand) in [
+        ("arithmetic:0.75:seed.ckpt", "arithmetic ms.ckpt --base seed.ckpt --lambda 0.75"),
+        ("regmean:grams_irtr.pth", "regmean ms.ckpt --grams grams_irtr.pth --experts all"),
+    ] {
+        let small = format!("{SMALL} --steps 1 --quiet");
+        engine(&folder, &format!("finetune ms.ckpt --merge {merge} {small} -o run --force")).done();
+        folder.vlmerge(&format!("{by_hand} -o merged.safetensors --force")).done();
+        assert_eq!(folder.tensors("run/merged.safetensors"), folder.tensors("merged.safetensors"), "{merge}");
+        // What is trained is that file.
+        engine(&folder, &format!("finetune merged.safetensors {small} -o again --force")).done();
+        assert_eq!(folder.tensors("run/last.safetensors"), folder.tensors("again/last.safetensors"), "{merge}");
+    }
+    // The saved configuration repeats a run from anywhere.
+    let config = String::from_utf8(folder.read("run/config.toml")).expect("UTF-8");
+    let full = folder.path("grams_irtr.pth").canonicalize().expect("there");
+    assert!(config.contains(&format!("merge = \"regmean:{}\"", full.display())), "{config}");
+}
+
 #[cfg(unix)]
 mod signals {
     use std::process::{Command, Stdio};

@@ -139,7 +139,7 @@ pub type Progress<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
 /// Builds a data set from the download in `root` into the folder `out`, which is made where it isn't there.
 ///
 /// # Errors
-/// An annotation file is missing or malformed, there is no image at all for one of the files, a file can't be written,
+/// An annotation file is missing or malformed, there is no image at all, a file can't be written,
 /// or one of that name holds something else and `force` is not set.
 pub fn build(source: Source, root: &Path, out: &Path, options: &Options, progress: Progress) -> Result<Report> {
     if options.shard_rows == 0 {
@@ -169,7 +169,10 @@ pub fn build(source: Source, root: &Path, out: &Path, options: &Options, progres
     let Plan { mut files, labels, mut checks, mut notes } = plan;
     files.retain(|file| {
         if file.rows.is_empty() {
-            notes.push(format!("{} is not built: there is nothing of it in {}", file.name, formats::show_path(root)));
+            let older = out.join(format!("{}.arrow", file.name)).exists();
+            let older = if older { "; the file of that name is from an earlier build" } else { "" };
+            let root = formats::show_path(root);
+            notes.push(format!("{} is not built: there is nothing of it in {root}{older}", file.name));
         }
         !file.rows.is_empty()
     });
