@@ -135,15 +135,15 @@ pub fn start(
         Ok((Setup { config: config.clone(), task, source, image_size, text_len, labels }, metadata))
     };
     let prepared = prepare().and_then(|(setup, metadata)| Ok((open(&setup)?, setup, metadata)));
-    let (ready, setup, metadata) = prepared.or_else(|e| {
+    let (ready, setup, metadata) = prepared.map_err(|e| {
         // Nothing was trained: the folder is left as it was.
         let left = run.give_up();
         if !was_there {
             let _ = std::fs::remove_file(run.path(LOCK)).and_then(|()| std::fs::remove_dir(folder));
         }
         match (left, run.earlier()) {
-            (Err(_), Some(earlier)) => Err(e.context(format!("the earlier run is in {}", show_path(&earlier)))),
-            _ => Err(e),
+            (Err(_), Some(earlier)) => e.context(format!("the earlier run is in {}", show_path(&earlier))),
+            _ => e,
         }
     })?;
     Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None)

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use blackbox::Folder;
+use fixtures::{ModelSpec, TaskHeads, Variant};
 use serde_json::Value;
 
-use crate::{engine, failed, rejected};
+use crate::{engine, failed, models, rejected};
 
 /// A model that needs no vocabulary: image classification on the built-in data, small enough for a test.
 const SMALL: &str =
@@ -97,11 +98,15 @@ fn a_merge_on_the_way_in_gives_the_numbers_of_vlmerge() {
 
 #[test]
 fn every_merge_on_the_way_in_is_vlmerges() {
-    let folder = Folder::with_golden(&["ms.ckpt", "seed.ckpt", "grams_irtr.pth"]);
-    blackbox::program("vlmerge");
+    let folder = Folder::new();
+    let spec = ModelSpec { task_heads: TaskHeads::default(), ..models::spec() };
+    models::write(&folder, "ms.ckpt", &spec);
+    models::write(&folder, "seed.ckpt", &ModelSpec { variant: Variant::Ufo, ..spec });
+    let grams = "--quiet grams ms.ckpt --task irtr --samples 96 --device cpu -o grams.safetensors";
+    engine(&folder, grams).done();
     for (merge, by_hand) in [
         ("arithmetic:0.75:seed.ckpt", "arithmetic ms.ckpt --base seed.ckpt --lambda 0.75"),
-        ("regmean:grams_irtr.pth", "regmean ms.ckpt --grams grams_irtr.pth --experts all"),
+        ("regmean:grams.safetensors", "regmean ms.ckpt --grams grams.safetensors"),
     ] {
         let small = format!("{SMALL} --steps 1 --quiet");
         engine(&folder, &format!("finetune ms.ckpt --merge {merge} {small} -o run --force")).done();
@@ -113,7 +118,7 @@ fn every_merge_on_the_way_in_is_vlmerges() {
     }
     // The saved configuration repeats a run from anywhere.
     let config = String::from_utf8(folder.read("run/config.toml")).expect("UTF-8");
-    let full = folder.path("grams_irtr.pth").canonicalize().expect("there");
+    let full = folder.path("grams.safetensors").canonicalize().expect("there");
     assert!(config.contains(&format!("merge = \"regmean:{}\"", full.display())), "{config}");
 }
 
