@@ -25,7 +25,7 @@ Examples:
   engine finetune merged.safetensors
   engine finetune merged.safetensors --preset vqa-base-480 --data arrows/ --accumulate 16 -o runs/vqa
   engine finetune ms.ckpt --merge interpolate:0.5 --preset irtr-f30k-base-384 --data arrows/ -o runs/f30k
-  engine finetune --preset easy-vqa --data easy_vqa.whl -o runs/easy
+  engine finetune --preset easy-vqa --task irtr --data easy_vqa.whl -o runs/captions
   engine finetune --resume runs/vqa
 
 Values come from the preset, then --config, then options, then --set; `engine presets NAME` shows all

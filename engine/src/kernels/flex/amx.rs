@@ -23,8 +23,8 @@ const PANEL: usize = 2 * TILE;
 const DEPTH: usize = 2 * TILE;
 /// Words of a panel for one depth: two tiles.
 const SLICE: usize = 2 * TILE_WORDS;
-/// Depths at a time: 48 KB of a panel. Fewer stay in the first-level cache, but load and store the sums more often.
-const DEPTHS: usize = 24;
+/// Depths at a time: 16 KB of a panel, so that one of each factor stays in the first-level cache.
+const DEPTHS: usize = 8;
 /// Panels of either factor in one task: what it works on stays in the second-level cache.
 const PANELS: [usize; 2] = [8, 12];
 
@@ -91,11 +91,18 @@ multiversion! {
                     let terms = DEPTH.min(k - first_k);
                     for row in 0..there {
                         let start = (first + row) * outer_stride + first_k;
-                        let mut x = [0.0; DEPTH];
-                        x[..terms].copy_from_slice(&values[start..start + terms]);
-                        let halves = x.map(|x| (bf16_bits(x * scale) >> 16) as u16);
-                        let words: [u32; TILE] = bytemuck::cast(halves);
-                        tile[row * TILE..(row + 1) * TILE].copy_from_slice(&words);
+                        let x = &values[start..start + terms];
+                        let words = &mut tile[row * TILE..][..TILE];
+                        if let Ok(x) = <&[f32; DEPTH]>::try_from(x) {
+                            for (word, pair) in words.iter_mut().zip(x.as_chunks::<2>().0) {
+                                *word = bf16_bits(pair[0] * scale) >> 16 | bf16_bits(pair[1] * scale);
+                            }
+                        } else {
+                            for (word, pair) in words.iter_mut().zip(x.chunks(2)) {
+                                let high = pair.get(1).map_or(0, |x| bf16_bits(x * scale));
+                                *word = bf16_bits(pair[0] * scale) >> 16 | high;
+                            }
+                        }
                     }
                 } else {
                     for pair in 0..TILE {
