@@ -6,18 +6,26 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{FloatDType, Int, Tensor};
 
 use super::{Adamw, float, prim};
+use crate::device::Precision;
 
-pub fn linear<B: BurnBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+pub fn linear<B: BurnBackend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    precision: Precision,
+) -> Tensor<B, 2> {
+    let (x, weight, bias) = match precision {
+        Precision::F32 => (x, weight, bias),
+        Precision::Bf16 => {
+            let to = FloatDType::BF16;
+            (x.cast(to), weight.cast(to), bias.map(|bias| bias.cast(to)))
+        }
+    };
     let product = x.matmul(weight.transpose());
     match bias {
         Some(bias) => product + bias.unsqueeze(),
         None => product,
     }
-}
-
-pub fn linear_bf16<B: BurnBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
-    let to = FloatDType::BF16;
-    linear(x.cast(to), weight.cast(to), bias.map(|bias| bias.cast(to)))
 }
 
 pub fn attention<B: BurnBackend>(

@@ -1,8 +1,8 @@
 //! Attention and layer norm for backends without kernels of their own: written in burn's operations, with gradients
 //! by hand.
 //!
-//! What automatic differentiation would keep of them for the backward pass is most of a model's memory: several tensors
-//! of [batch, heads, tokens, tokens] a layer. Here the inputs alone are kept, and the rest is computed again. (burn 0.21's
+//! Automatic differentiation would keep several tensors of [batch, heads, tokens, tokens] a layer for the backward pass.
+//! Here the inputs alone are kept, and the rest is computed again. (burn 0.21's
 //! fused attention takes no bias that is added to the scores, which every layer of this model has.)
 
 use burn::backend::Autodiff;

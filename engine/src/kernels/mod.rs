@@ -16,18 +16,17 @@ use burn::tensor::{Int, Tensor, TensorPrimitive};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_cuda::Cuda;
 
+use crate::device::Precision;
+
 /// A burn backend with the operations of this module. Shapes as the functions of the same names have them.
 pub trait Backend: BurnBackend {
-    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
-        prim(compose::linear(float::<Self, 2>(x), float(weight), bias.map(float)))
-    }
-
-    fn linear_bf16(
+    fn linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
-        prim(compose::linear_bf16(float::<Self, 2>(x), float(weight), bias.map(float)))
+        prim(compose::linear(float::<Self, 2>(x), float(weight), bias.map(float), precision))
     }
 
     fn attention(
@@ -129,44 +128,23 @@ pub struct Adamw {
     pub gradient_scale: f64,
 }
 
-/// x · weightᵀ + bias
+/// x · weightᵀ + bias, the factors of the product rounded to the precision.
 ///
 /// - x: [..., d_input]
 /// - weight: [d_output, d_input], as PyTorch keeps it
 /// - bias: [d_output]
-/// - output: [..., d_output]
+/// - output: [..., d_output]; with bf16 asked for, in bf16, or on the CPU in f32
 pub fn linear<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
-) -> Tensor<B, D> {
-    by_rows(x, weight, bias, <B as Backend>::linear)
-}
-
-/// As [`linear`], with the factors of the product rounded to bf16.
-///
-/// - x: bf16 or f32; weight and bias: f32
-/// - output: bf16, the sums rounded; on the CPU f32, where they aren't
-pub fn linear_bf16<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    weight: Tensor<B, 2>,
-    bias: Option<Tensor<B, 1>>,
-) -> Tensor<B, D> {
-    by_rows(x, weight, bias, <B as Backend>::linear_bf16)
-}
-
-type Product<B> = fn(FloatTensor<B>, FloatTensor<B>, Option<FloatTensor<B>>) -> FloatTensor<B>;
-
-fn by_rows<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    weight: Tensor<B, 2>,
-    bias: Option<Tensor<B, 1>>,
-    product: Product<B>,
+    precision: Precision,
 ) -> Tensor<B, D> {
     let mut shape = x.dims();
     let (rows, input) = (shape[..D - 1].iter().product::<usize>(), shape[D - 1]);
     shape[D - 1] = weight.dims()[0];
-    float::<B, 2>(product(prim(x.reshape([rows, input])), prim(weight), bias.map(prim))).reshape(shape)
+    let x = prim(x.reshape([rows, input]));
+    float::<B, 2>(<B as Backend>::linear(x, prim(weight), bias.map(prim), precision)).reshape(shape)
 }
 
 /// Multi-head self-attention: softmax(q·kᵀ/√d + bias + mask)·v in every head, scores and softmax in f32.

@@ -7,6 +7,19 @@ use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use burn_flex::Flex;
 
 use super::{Adamw, Backend, compose, float, lean, prim};
+use crate::device::Precision;
+
+fn linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    super::linear(x, weight, bias, Precision::F32)
+}
+
+fn composed<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    compose::linear(x, weight, bias, Precision::F32)
+}
 
 type Tracked = Autodiff<Flex>;
 type Sparing = Autodiff<Flex, BalancedCheckpointing>;
@@ -102,29 +115,21 @@ fn linear_agrees() {
                 2e-6,
                 |leaves| {
                     let (x, weight, bias) = arguments(leaves);
-                    super::linear(x, weight, Some(bias))
+                    linear(x, weight, Some(bias))
                 },
                 |leaves| {
                     let (x, weight, bias) = arguments(leaves);
-                    compose::linear(x, weight, Some(bias))
+                    composed(x, weight, Some(bias))
                 },
             );
             agree(
                 &inputs[..2],
                 2e-6,
                 |leaves| {
-                    super::linear(
-                        leaves[0].clone().reshape([rows, input]),
-                        leaves[1].clone().reshape([output, input]),
-                        None,
-                    )
+                    linear(leaves[0].clone().reshape([rows, input]), leaves[1].clone().reshape([output, input]), None)
                 },
                 |leaves| {
-                    compose::linear(
-                        leaves[0].clone().reshape([rows, input]),
-                        leaves[1].clone().reshape([output, input]),
-                        None,
-                    )
+                    composed(leaves[0].clone().reshape([rows, input]), leaves[1].clone().reshape([output, input]), None)
                 },
             );
         }
@@ -152,8 +157,8 @@ fn linear_takes_strides_and_adds_up_uses() {
     agree(
         &inputs,
         3e-6,
-        |leaves| function(leaves, &|x, weight, bias| super::linear(x, weight, Some(bias))),
-        |leaves| function(leaves, &|x, weight, bias| compose::linear(x, weight, Some(bias))),
+        |leaves| function(leaves, &|x, weight, bias| linear(x, weight, Some(bias))),
+        |leaves| function(leaves, &|x, weight, bias| composed(x, weight, Some(bias))),
     );
 }
 
@@ -168,15 +173,15 @@ fn linear_bf16_agrees() {
         };
         let ours = |leaves: &[Tensor<Tracked, 1>]| {
             let (x, weight, bias) = arguments(leaves);
-            super::linear_bf16(x, weight, Some(bias))
+            super::linear(x, weight, Some(bias), Precision::Bf16)
         };
         agree(&inputs, 2e-2, ours, |leaves| {
             let (x, weight, bias) = arguments(leaves);
-            compose::linear_bf16(x, weight, Some(bias)).cast(FloatDType::F32)
+            compose::linear(x, weight, Some(bias), Precision::Bf16).cast(FloatDType::F32)
         });
         let exact = evaluate(&inputs, |leaves| {
             let (x, weight, bias) = arguments(leaves);
-            super::linear(x, weight, Some(bias))
+            linear(x, weight, Some(bias))
         });
         for (ours, exact) in evaluate(&inputs, ours).iter().zip(&exact).take(3) {
             assert!((1e-5..1e-2).contains(&error(ours, exact)), "factors are rounded, sums aren't");
@@ -207,13 +212,13 @@ fn large_products_agree() {
                 2e-6,
                 |leaves| {
                     let (x, weight, bias) = arguments(leaves);
-                    let out = super::linear(x.clone(), weight.clone(), Some(bias));
-                    out + super::linear(x, weight, None) * 0.5
+                    let out = linear(x.clone(), weight.clone(), Some(bias));
+                    out + linear(x, weight, None) * 0.5
                 },
                 |leaves| {
                     let (x, weight, bias) = arguments(leaves);
-                    let out = compose::linear(x.clone(), weight.clone(), Some(bias));
-                    out + compose::linear(x, weight, None) * 0.5
+                    let out = composed(x.clone(), weight.clone(), Some(bias));
+                    out + composed(x, weight, None) * 0.5
                 },
             );
         }
@@ -227,7 +232,7 @@ fn large_products_are_as_exact_as_f32() {
     let x: Tensor<Flex, 2> = tensor([rows, input], 1);
     let weight: Tensor<Flex, 2> = tensor([output, input], 2);
     let (a, b) = (flat(x.clone()), flat(weight.clone()));
-    let ours = flat(super::linear(x, weight, None));
+    let ours = flat(linear(x, weight, None));
     for i in 0..rows {
         for j in 0..output {
             let terms = || (0..input).map(|k| f64::from(a[i * input + k]) * f64::from(b[j * input + k]));
@@ -499,7 +504,7 @@ fn shared_inputs_stay_as_they_were() {
 fn layer<B: Backend>(leaves: &[Tensor<B, 1>]) -> Tensor<B, 3> {
     let x = leaves[0].clone().reshape([2, 6, 8]);
     let normal = super::layer_norm(x.clone(), leaves[1].clone(), leaves[2].clone(), 1e-6);
-    let qkv = super::linear(normal, leaves[8].clone().reshape([24, 8]), None);
+    let qkv = linear(normal, leaves[8].clone().reshape([24, 8]), None);
     let x = super::add_scaled(
         x,
         leaves[7].clone(),
@@ -507,11 +512,11 @@ fn layer<B: Backend>(leaves: &[Tensor<B, 1>]) -> Tensor<B, 3> {
         None,
     );
     let normal = super::layer_norm(x.clone(), leaves[1].clone(), leaves[2].clone(), 1e-6);
-    let wide = super::gelu(super::linear(normal, leaves[3].clone().reshape([16, 8]), Some(leaves[5].clone())));
+    let wide = super::gelu(linear(normal, leaves[3].clone().reshape([16, 8]), Some(leaves[5].clone())));
     super::add_scaled(
         x,
         leaves[7].clone(),
-        super::linear(wide, leaves[4].clone().reshape([8, 16]), Some(leaves[6].clone())),
+        linear(wide, leaves[4].clone().reshape([8, 16]), Some(leaves[6].clone())),
         None,
     )
 }
@@ -543,7 +548,7 @@ fn threads_change_nothing() {
         let bias = leaves[1].clone().reshape([2, 70, 70]);
         let out = super::attention(leaves[0].clone().reshape([4, 70, 96]), bias, None, 2);
         let out = super::layer_norm(out, leaves[3].clone(), leaves[3].clone(), 1e-6);
-        super::gelu(super::linear(out, leaves[2].clone().reshape([96, 32]), None))
+        super::gelu(linear(out, leaves[2].clone().reshape([96, 32]), None))
     };
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
@@ -634,7 +639,7 @@ fn bf16_is_composed() {
     fn run<B: Backend>(dtype: FloatDType) -> Vec<f32> {
         let half = |t: Tensor<B, 2>| t.cast(dtype);
         let x = half(tensor([10, 32], 1));
-        let out = super::linear(x, half(tensor([96, 32], 2)), Some(tensor::<B, 1>([96], 3).cast(dtype)));
+        let out = linear(x, half(tensor([96, 32], 2)), Some(tensor::<B, 1>([96], 3).cast(dtype)));
         assert_eq!(FloatDType::from(out.dtype()), dtype);
         let out = super::attention(out.reshape([2, 5, 96]), tensor([4, 5, 5], 4), None, 4);
         let out = super::layer_norm(super::gelu(out), tensor([32], 5), tensor([32], 6), 1e-6);

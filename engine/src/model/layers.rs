@@ -19,23 +19,12 @@ pub struct Linear<B: BurnBackend> {
 }
 
 impl<B: Backend> Linear<B> {
+    /// Master weights are f32; the product is taken in the precision asked for.
+    ///
     /// - x: [..., d_input]
     /// - output: [..., d_output], in f32, or bf16 where the device computes in it
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>, precision: Precision) -> Tensor<B, D> {
-        linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), precision)
-    }
-}
-
-/// Master weights are f32; the product is taken in the precision asked for.
-pub(super) fn linear<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    weight: Tensor<B, 2>,
-    bias: Option<Tensor<B, 1>>,
-    precision: Precision,
-) -> Tensor<B, D> {
-    match precision {
-        Precision::F32 => kernels::linear(x, weight, bias),
-        Precision::Bf16 => kernels::linear_bf16(x, weight, bias),
+        kernels::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), precision)
     }
 }
 
@@ -98,7 +87,7 @@ impl<B: Backend> Attention<B> {
             }
             _ => self.qkv.bias.as_ref().map(Param::val),
         };
-        let qkv = linear(x, self.qkv.weight.val(), qkv_bias, precision);
+        let qkv = kernels::linear(x, self.qkv.weight.val(), qkv_bias, precision);
         kernels::attention(qkv, bias, mask, self.heads)
     }
 }

@@ -1,5 +1,5 @@
 //! Activation checkpointing by layers: of each layer a forward pass keeps the input alone, and the backward pass computes
-//! the layer once more, from the last to the first. A third more work for a fraction of the memory.
+//! the layer once more, from the last to the first: one more forward pass.
 //!
 //! burn's own checkpointing recomputes single operations, such as norms, and can't run a part of the graph again from
 //! within a backward pass. So the backward pass is one for the losses, then one for each layer: a layer's output is a leaf

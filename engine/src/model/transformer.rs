@@ -411,7 +411,7 @@ impl<B: Backend> VlModel<B> {
         let t = &self.transformer;
         let weight = t.patch_embed.proj.weight.val();
         let [width, c, h, w] = weight.dims();
-        let projection = super::layers::linear(
+        let projection = kernels::linear(
             patches,
             weight.reshape([width, c * h * w]),
             t.patch_embed.proj.bias.as_ref().map(Param::val),

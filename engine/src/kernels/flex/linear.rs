@@ -10,15 +10,16 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
-use super::matrix::{Factors, Shared, Start, Target, View, multiply_parallel};
+use super::matrix::{Shared, Start, Target, View, multiply_parallel};
 use super::memory::{Unwritten, contiguous, tensor, total, unique, values};
 use super::simd::multiversion;
 use super::{pending, register};
+use crate::device::Precision;
 
 /// Rows that one task takes.
 const ROWS: usize = 64;
 
-pub fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, factors: Factors) -> FlexTensor {
+pub fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, precision: Precision) -> FlexTensor {
     let (x, weight) = (strided(x), strided(weight));
     let (x, weight) = (view(&x), view(&weight).transposed());
     let [rows, output] = [x.shape()[0], weight.shape()[1]];
@@ -28,28 +29,28 @@ pub fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, fact
     let shared = Shared::new(out.slots());
     // SAFETY: the target is the only one, and nothing of it is kept.
     let to = unsafe { shared.target(0, [rows, output], [output, 1]) };
-    multiply_parallel(x, weight, 1.0, start, to, factors);
+    multiply_parallel(x, weight, 1.0, start, to, precision);
     // SAFETY: the product covers every element.
     tensor(unsafe { out.written() }, [rows, output])
 }
 
 /// The product of two matrices, added to `sum` in place where that is possible.
-fn product(a: View, b: View, sum: Option<FlexTensor>, factors: Factors) -> FlexTensor {
+fn product(a: View, b: View, sum: Option<FlexTensor>, precision: Precision) -> FlexTensor {
     let shape = [a.shape()[0], b.shape()[1]];
     if let Some(mut sum) = sum {
         if let Some(values) = unique(&mut sum) {
-            multiply_parallel(a, b, 1.0, Start::Kept, Target::rows(values, shape), factors);
+            multiply_parallel(a, b, 1.0, Start::Kept, Target::rows(values, shape), precision);
             return sum;
         }
         let mut values = values(&contiguous(sum)).to_vec();
-        multiply_parallel(a, b, 1.0, Start::Kept, Target::rows(&mut values, shape), factors);
+        multiply_parallel(a, b, 1.0, Start::Kept, Target::rows(&mut values, shape), precision);
         return tensor(values, shape);
     }
     let mut out = Unwritten::new(shape[0] * shape[1]);
     let shared = Shared::new(out.slots());
     // SAFETY: the target is the only one, and nothing of it is kept.
     let to = unsafe { shared.target(0, shape, [shape[1], 1]) };
-    multiply_parallel(a, b, 1.0, Start::Nothing, to, factors);
+    multiply_parallel(a, b, 1.0, Start::Nothing, to, precision);
     // SAFETY: the product covers every element.
     tensor(unsafe { out.written() }, shape)
 }
@@ -89,23 +90,23 @@ fn view(tensor: &FlexTensor) -> View<'_> {
 
 /// Gradients of x and the weight; those of the bias where there is one.
 #[derive(Debug)]
-struct Linear(Factors);
+struct Linear(Precision);
 
 /// What the backward pass asks the checkpointer for: x if the weight is tracked, the weight if x is.
 type Saved = [Option<NodeId>; 2];
 
 /// The gradients of tracked parents, in place of those that other uses of the same tensor have left so far.
 macro_rules! backward {
-    ($x:ident, $weight:ident, $saved:expr, $grad:ident, $grads:ident, $checkpointer:ident, $factors:expr) => {
+    ($x:ident, $weight:ident, $saved:expr, $grad:ident, $grads:ident, $checkpointer:ident, $precision:expr) => {
         let [x, weight] = $saved.map(|id| id.map(|id| $checkpointer.retrieve_node_output::<FlexTensor>(id)));
         if let (Some(node), Some(weight)) = ($x, weight) {
             let weight = strided(weight);
-            let gradient = product(view(&$grad), view(&weight), pending!($grads, node), $factors);
+            let gradient = product(view(&$grad), view(&weight), pending!($grads, node), $precision);
             register!($grads, node, gradient);
         }
         if let (Some(node), Some(x)) = ($weight, x) {
             let x = strided(x);
-            let gradient = product(view(&$grad).transposed(), view(&x), pending!($grads, node), $factors);
+            let gradient = product(view(&$grad).transposed(), view(&x), pending!($grads, node), $precision);
             register!($grads, node, gradient);
         }
     };
@@ -140,7 +141,7 @@ pub fn tracked<C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<Flex, C>>,
     weight: FloatTensor<Autodiff<Flex, C>>,
     bias: Option<FloatTensor<Autodiff<Flex, C>>>,
-    factors: Factors,
+    precision: Precision,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let (x_tracked, weight_tracked) = (x.is_tracked(), weight.is_tracked());
     macro_rules! finish {
@@ -149,20 +150,22 @@ pub fn tracked<C: CheckpointStrategy>(
                 OpsKind::Tracked(mut prepared) => {
                     let x_id = weight_tracked.then(|| prepared.checkpoint(&x));
                     let weight_id = x_tracked.then(|| prepared.checkpoint(&weight));
-                    prepared.finish([x_id, weight_id], forward(x.primitive, weight.primitive, $bias, factors))
+                    prepared.finish([x_id, weight_id], forward(x.primitive, weight.primitive, $bias, precision))
                 }
-                OpsKind::UnTracked(prepared) => prepared.finish(forward(x.primitive, weight.primitive, $bias, factors)),
+                OpsKind::UnTracked(prepared) => {
+                    prepared.finish(forward(x.primitive, weight.primitive, $bias, precision))
+                }
             }
         };
     }
     match bias {
         Some(bias) => {
             let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
-            finish!(Backward::<Flex, 3>::prepare::<C>(Linear(factors), nodes), Some(bias.primitive))
+            finish!(Backward::<Flex, 3>::prepare::<C>(Linear(precision), nodes), Some(bias.primitive))
         }
         None => {
             let nodes = [x.node.clone(), weight.node.clone()];
-            finish!(Backward::<Flex, 2>::prepare::<C>(Linear(factors), nodes), None)
+            finish!(Backward::<Flex, 2>::prepare::<C>(Linear(precision), nodes), None)
         }
     }
 }

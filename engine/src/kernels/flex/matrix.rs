@@ -9,6 +9,7 @@ use rayon::prelude::*;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
 use super::simd::{bf16_bits, multiversion};
+use crate::device::Precision;
 
 /// A matrix in a slice: element (i, j) lies at i·strides[0] + j·strides[1].
 #[derive(Clone, Copy)]
@@ -123,13 +124,6 @@ pub enum Start<'a> {
     Row(&'a [f32]),
 }
 
-/// What the factors of a product are rounded to; sums are f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Factors {
-    F32,
-    Bf16,
-}
-
 /// `scale`·a·b, added to `start`, on one thread.
 pub fn multiply(a: View, b: View, scale: f32, start: Start, to: Target) {
     let ([m, k], [_, n]) = (a.shape, b.shape);
@@ -173,14 +167,14 @@ pub fn multiply(a: View, b: View, scale: f32, start: Start, to: Target) {
     }
 }
 
-/// [`multiply`] on all threads: each takes blocks of the target. A block's size doesn't depend on the number of
+/// [`multiply`] on all threads, of factors rounded to the precision; sums are f32 in any case. Each thread takes blocks of the target. A block's size doesn't depend on the number of
 /// threads, nor do the results. Blocks of a size that suits the caches beat `gemm`'s own parallelism, which packs a
 /// factor on one thread and has threads wait for each other several times a product.
-pub fn multiply_parallel(a: View, b: View, scale: f32, start: Start, to: Target, factors: Factors) {
+pub fn multiply_parallel(a: View, b: View, scale: f32, start: Start, to: Target, precision: Precision) {
     let ([m, k], [_, n]) = (a.shape, b.shape);
     assert_eq!((a.shape[1], to.shape), (b.shape[0], [m, n]), "shapes of a matrix product");
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if factors == Factors::Bf16
+    if precision == Precision::Bf16
         && to.strides[1] == 1
         && a.strides.contains(&1)
         && b.strides.contains(&1)
@@ -198,11 +192,11 @@ pub fn multiply_parallel(a: View, b: View, scale: f32, start: Start, to: Target,
         // made it vouches for the values to keep.
         return unsafe { amx::multiply(left, right, scale, start, &to) };
     }
-    if factors == Factors::Bf16 {
+    if precision == Precision::Bf16 {
         // Without such units bf16 is no faster, and computed all the same.
         let (a_values, b_values) = (rounded(a, scale), rounded(b, 1.0));
         let (a, b) = (View { values: &a_values, ..a }, View { values: &b_values, ..b });
-        return multiply_parallel(a, b, 1.0, start, to, Factors::F32);
+        return multiply_parallel(a, b, 1.0, start, to, Precision::F32);
     }
     // Measured on AVX-512 with factors of 768 to 3072: what is packed again for each block differs with the strides.
     let [rows, columns] = if a.strides[0] == 1 && m > 1 { [576, 1536] } else { [800, 384] };
@@ -290,7 +284,7 @@ mod tests {
                     "kept" => Start::Kept,
                     _ => Start::Row(&bias),
                 };
-                multiply_parallel(left, right, 0.7, begin, Target::rows(&mut found, [m, n]), Factors::Bf16);
+                multiply_parallel(left, right, 0.7, begin, Target::rows(&mut found, [m, n]), Precision::Bf16);
                 let bf16 = |x: f32| half::bf16::from_f32(x).to_f64();
                 for row in (0..m).step_by(7) {
                     for column in 0..n {

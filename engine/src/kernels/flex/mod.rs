@@ -23,8 +23,8 @@ use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_flex::Flex;
 
-use self::matrix::Factors;
 use super::{Adamw, Backend, compose, float, prim};
+use crate::device::Precision;
 
 /// The gradient registered for a node so far, taken out so that this use's share can be added to it in place.
 macro_rules! pending {
@@ -63,22 +63,16 @@ pub fn has_bf16_units() -> bool {
 }
 
 impl Backend for Flex {
-    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
-        if all_f32!(x, weight; bias) {
-            return linear::forward(x, weight, bias, Factors::F32);
-        }
-        prim(compose::linear::<Self>(float(x), float(weight), bias.map(float)))
-    }
-
-    fn linear_bf16(
+    fn linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         if all_f32!(x, weight; bias) {
-            return linear::forward(x, weight, bias, Factors::Bf16);
+            return linear::forward(x, weight, bias, precision);
         }
-        prim(compose::linear_bf16::<Self>(float(x), float(weight), bias.map(float)))
+        prim(compose::linear::<Self>(float(x), float(weight), bias.map(float), precision))
     }
 
     fn attention(
@@ -157,22 +151,16 @@ impl Backend for Flex {
 }
 
 impl<C: CheckpointStrategy> Backend for Autodiff<Flex, C> {
-    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
-        if all_f32!(x, weight; bias) {
-            return linear::tracked::<C>(x, weight, bias, Factors::F32);
-        }
-        prim(compose::linear::<Self>(float(x), float(weight), bias.map(float)))
-    }
-
-    fn linear_bf16(
+    fn linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         if all_f32!(x, weight; bias) {
-            return linear::tracked::<C>(x, weight, bias, Factors::Bf16);
+            return linear::tracked::<C>(x, weight, bias, precision);
         }
-        prim(compose::linear_bf16::<Self>(float(x), float(weight), bias.map(float)))
+        prim(compose::linear::<Self>(float(x), float(weight), bias.map(float), precision))
     }
 
     fn attention(
