@@ -27,6 +27,7 @@ Examples:
   engine bench train --device cuda --preset irtr-coco-base-384
   engine bench train --device cuda --preset vqa-base-480 --batch-size 32 --precision bf16 --json
   engine bench train --device cpu --preset irtr-coco-base-384 --image-size 224 --batch-size 8
+  engine bench train --device cpu --preset irtr-coco-base-384 --image-size 224 --activation-checkpointing
 
 A model with random weights takes steps (forward, backward, AdamW) on one random batch.
 engine/benches/pytorch_cuda.py and pytorch_cpu.py measure the same shapes in PyTorch.")]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use engine::batch::{Images, Matrix, Texts};
 use engine::data::{self, Dataset};
 use engine::eval::{JsonLines, Outcome};
 use engine::model::open::{Opened, open_runner};
@@ -14,6 +15,7 @@ use engine::text::Tokenizer;
 use engine::train::finetune::head_labels;
 use formats::show_path;
 use indexmap::IndexMap;
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::{Context, usage};
@@ -26,7 +28,7 @@ Examples:
   engine eval run/best.safetensors --task irtr --data arrows/
   engine eval run/best.safetensors --task nlvr2 --data arrows/ --split val --split test
   engine eval run/best.safetensors --task vqa --data arrows/ --split test-dev --submission answers.json
-  engine eval run/best.safetensors --task vqa --data toy --details details.jsonl
+  engine eval run/best.safetensors --task vqa --data toy --details details.jsonl --force
 
 Retrieval ranks every image for each text and every text for each image. Splits that keep their answers
 to themselves have no score; --submission writes what EvalAI takes.")]
@@ -107,12 +109,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             show_path(&args.checkpoint)
         );
     }
+    let mut runner = Watched { runner, bar: ProgressBar::hidden() };
     let splits: indexmap::IndexSet<&str> = splits.into_iter().collect();
     let tokenizer = Arc::new(Tokenizer::bert());
     let mut details = args.details.as_deref().map(JsonLines::create).transpose()?;
     let mut outcomes: IndexMap<&str, (String, Outcome)> = IndexMap::new();
     for split in splits {
-        let set = open_split(args, task, split, runner.as_ref(), &opened)?;
+        let set = open_split(args, task, split, &runner, &opened)?;
         let name = set.name().to_owned();
         let labels = set.labels().to_vec().into();
         let workers = args.workers.unwrap_or(0);
@@ -120,14 +123,20 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             Evaluation { set: set.clone(), tokenizer: tokenizer.clone(), batch_size: args.batch_size, workers, labels };
         context.note(format_args!("evaluating on {name}, {} examples", set.len()));
         let several = args.split.len() != 1;
-        let Found { outcome, answers } = evaluate(runner.as_ref(), &over, &mut |detail| {
+        // Retrieval embeds every image and every text; the other tasks run once an example.
+        let passes = if task == Task::Irtr { set.len() + set.images() } else { set.len() };
+        let bar = context.bar("evaluated", passes);
+        runner.bar = bar.clone();
+        let found = evaluate(&runner, &over, &mut |detail| {
             let Some(lines) = &mut details else { return Ok(()) };
             let mut line = serde_json::to_value(detail)?;
             if let (true, Value::Object(line)) = (several, &mut line) {
                 line.shift_insert(0, "split".into(), split.into());
             }
             lines.write(&line)
-        })?;
+        });
+        bar.finish_and_clear();
+        let Found { outcome, answers } = found?;
         if let Some(path) = &args.submission {
             formats::write::write_file(path, &serde_json::to_vec(&answers)?)?;
         }
@@ -152,6 +161,57 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     }
     let tables = outcomes.values().map(|(name, outcome)| format!("{name}\n{}", outcome.table()));
     Ok(Report::done(tables.collect::<Vec<_>>().join("\n")))
+}
+
+/// A model that moves a bar with every batch.
+struct Watched {
+    runner: Box<dyn Runner>,
+    bar: ProgressBar,
+}
+
+impl Watched {
+    fn count(&self, examples: usize, found: Result<Matrix>) -> Result<Matrix> {
+        self.bar.inc(examples as u64);
+        found
+    }
+}
+
+impl Runner for Watched {
+    fn image_size(&self) -> usize {
+        self.runner.image_size()
+    }
+
+    fn text_len(&self) -> usize {
+        self.runner.text_len()
+    }
+
+    fn embedding_size(&self) -> usize {
+        self.runner.embedding_size()
+    }
+
+    fn labels(&self, task: &str) -> Option<usize> {
+        self.runner.labels(task)
+    }
+
+    fn embed_texts(&self, texts: &Texts) -> Result<Matrix> {
+        self.count(texts.count, self.runner.embed_texts(texts))
+    }
+
+    fn embed_images(&self, images: &Images) -> Result<Matrix> {
+        self.count(images.count, self.runner.embed_images(images))
+    }
+
+    fn vqa_logits(&self, texts: &Texts, images: &Images) -> Result<Matrix> {
+        self.count(images.count, self.runner.vqa_logits(texts, images))
+    }
+
+    fn nlvr2_logits(&self, texts: &Texts, left: &Images, right: &Images) -> Result<Matrix> {
+        self.count(left.count, self.runner.nlvr2_logits(texts, left, right))
+    }
+
+    fn class_logits(&self, images: &Images) -> Result<Matrix> {
+        self.count(images.count, self.runner.class_logits(images))
+    }
 }
 
 fn task(args: &Args, opened: &Opened) -> Result<Task> {

@@ -99,17 +99,15 @@ pub fn usage<T>(message: &str) -> Result<T> {
     let mut command = crate::cli::Cli::command();
     command.build();
     // The usage to show is that of what was called.
-    let mut called = &mut command;
+    let mut called = &command;
     for argument in std::env::args_os().skip(1) {
         if argument.to_str().is_some_and(|argument| argument.starts_with('-')) {
             continue;
         }
-        if called.find_subcommand(&argument).is_none() {
-            break;
-        }
-        called = called.find_subcommand_mut(&argument).expect("the one just found");
+        let Some(inner) = called.find_subcommand(&argument) else { break };
+        called = inner;
     }
-    called.error(clap::error::ErrorKind::ValueValidation, message).exit()
+    called.clone().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
 /// Refuses an output before any work is done: one that exists without `force`, that can't be written, or that is, or is

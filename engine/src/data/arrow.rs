@@ -938,10 +938,13 @@ mod tests {
         assert!(error(Task::Vqa, "train").contains("other:train or vqav2:train"));
         assert_eq!(open(folder.path(), Task::Vqa, "vqav2:train").unwrap().len(), 3);
         // A preset's set is taken where there are several; a set that isn't there, and a name in full, change nothing.
-        let prefer = |split, set| crate::data::prefer(folder.path(), Task::Vqa, split, set).unwrap();
-        assert_eq!(prefer("train", "vqav2"), "vqav2:train");
-        assert_eq!(prefer("train", "gqa"), "train");
-        assert_eq!(prefer("other:train", "vqav2"), "other:train");
+        let prefer = |split, set| {
+            let found = crate::data::open_preferring(folder.path(), Task::Vqa, split, Some(set));
+            found.map(|set| set.name().to_owned()).map_err(|e| e.to_string())
+        };
+        assert_eq!(prefer("train", "vqav2").unwrap(), "vqav2 train");
+        assert_eq!(prefer("other:train", "vqav2").unwrap(), "other train");
+        assert!(prefer("train", "gqa").unwrap_err().contains("other:train or vqav2:train"));
     }
 
     #[test]

@@ -43,6 +43,14 @@ pub struct SplitFiles {
 /// There is no such split (the message lists those that there are), a file is damaged or has wrong columns, or more
 /// than 1 % of the rows are broken.
 pub fn open(path: &Path, task: Task, split: &str) -> Result<Records> {
+    open_preferring(path, task, split, None)
+}
+
+/// As [`open`]; where `path` has several data sets with such a split, that of the name `preferred`.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_preferring(path: &Path, task: Task, split: &str, preferred: Option<&str>) -> Result<Records> {
     if path == Path::new(TOY) && !path.exists() {
         return Toy::default().open(task, split);
     }
@@ -58,7 +66,7 @@ pub fn open(path: &Path, task: Task, split: &str) -> Result<Records> {
         }
         Place::Files(files) => {
             let single = path.is_file();
-            let (found, names) = files.choose(path, task, split, single)?;
+            let (found, names) = files.choose(path, task, split, single, preferred)?;
             let asked = split.split_once(':').map_or(split, |(_, split)| split);
             let mut name = format!("{} {asked}", found.set).trim().to_owned();
             let read = names.join("+");
@@ -95,18 +103,6 @@ pub fn open_with(path: &Path, task: Task, split: &str, labels: Option<&[String]>
         Some(labels) => records.relabelled(labels),
         None => Ok(records),
     }
-}
-
-/// `split` of the data set `preferred`, as [`open`] takes it, where `path` has several data sets for the task and that
-/// among them.
-///
-/// # Errors
-/// As [`survey`].
-pub fn prefer(path: &Path, task: Task, split: &str, preferred: &str) -> Result<String> {
-    let sets = survey(path)?;
-    let of_task: Vec<&Found> = sets.iter().filter(|found| found.task == task).collect();
-    let chosen = of_task.len() > 1 && !split.contains(':') && of_task.iter().any(|found| found.set == preferred);
-    Ok(if chosen { format!("{preferred}:{split}") } else { split.to_owned() })
 }
 
 /// All data sets at `path`, with their splits.
@@ -221,7 +217,14 @@ impl Files {
     }
 
     /// The data set and the names of the splits to read. A single file is whatever split is asked for.
-    fn choose(&self, path: &Path, task: Task, split: &str, single: bool) -> Result<(&Found, Vec<String>)> {
+    fn choose(
+        &self,
+        path: &Path,
+        task: Task,
+        split: &str,
+        single: bool,
+        preferred: Option<&str>,
+    ) -> Result<(&Found, Vec<String>)> {
         let (set, split) = split.split_once(':').map_or((None, split), |(set, split)| (Some(set), split));
         let candidates: Vec<&Found> =
             self.found.iter().filter(|found| found.task == task && set.is_none_or(|set| found.set == set)).collect();
@@ -236,7 +239,7 @@ impl Files {
             };
             Error::Missing { path: path.into(), wanted, found: found + &self.why_not() }
         };
-        let matching: Vec<(&Found, Vec<String>)> = candidates
+        let mut matching: Vec<(&Found, Vec<String>)> = candidates
             .iter()
             .map(|found| {
                 let have: Vec<&str> = found.splits.iter().map(|splits| splits.split.as_str()).collect();
@@ -248,6 +251,9 @@ impl Files {
             })
             .filter(|(_, names)| !names.is_empty())
             .collect();
+        if matching.len() > 1 && matching.iter().any(|(found, _)| Some(&*found.set) == preferred) {
+            matching.retain(|(found, _)| Some(&*found.set) == preferred);
+        }
         match matching.len() {
             1 => Ok(matching.into_iter().next().ok_or_else(|| missing(String::new()))?),
             0 => Err(match self.blame(split) {

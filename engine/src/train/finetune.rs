@@ -339,14 +339,10 @@ impl Data {
     fn open(config: &Config, task: Task, metadata: Option<&BTreeMap<String, String>>) -> Result<Data> {
         let toy = config.data.as_deref().is_none_or(is_toy);
         let path = config.data.as_deref().unwrap_or(Path::new(data::TOY));
-        let split = |asked: &Option<String>, usual| {
-            let asked = asked.as_deref().unwrap_or(usual);
-            match &config.data_set {
-                Some(preferred) => data::prefer(path, task, asked, preferred),
-                None => Ok(asked.to_owned()),
-            }
+        let open = |split: &Option<String>, usual| {
+            data::open_preferring(path, task, split.as_deref().unwrap_or(usual), config.data_set.as_deref())
         };
-        let train = data::open(path, task, &split(&config.train_split, "train")?)?;
+        let train = open(&config.train_split, "train")?;
         let kept = metadata.and_then(|metadata| head_labels(metadata, task));
         let labels: Vec<String> = match kept {
             Some(kept) => {
@@ -367,7 +363,7 @@ impl Data {
             bail!("{}: it names no labels to learn", train.name());
         }
         let train = train.relabelled(&labels)?;
-        let val = data::open_with(path, task, &split(&config.val_split, "val")?, Some(&labels))?;
+        let val = open(&config.val_split, "val")?.relabelled(&labels)?;
         let val = match config.val_limit {
             Some(limit) => val.truncated(limit),
             None => val,
