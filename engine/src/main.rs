@@ -15,7 +15,8 @@ use cli::Cli;
 #[global_allocator]
 static ALLOCATOR: memory::OrExit = memory::OrExit;
 
-/// What a command has to say: the text for stdout, and whether it found what it looked for.
+/// What a command has to say: the text for stdout, and whether it did what it was asked to: a training run that a
+/// signal stopped did not.
 pub struct Report {
     pub stdout: String,
     pub success: bool,
@@ -29,7 +30,7 @@ impl Report {
 
 fn main() -> ExitCode {
     let args = Cli::parse();
-    signals::prepare();
+    signals::prepare(args.quiet);
     let context = commands::Context { quiet: args.quiet };
     let run = std::panic::AssertUnwindSafe(|| commands::run(&args.command, &context));
     let report = commands::quietly(run);
@@ -43,7 +44,8 @@ fn main() -> ExitCode {
                     ExitCode::FAILURE
                 }
                 _ if report.success => ExitCode::SUCCESS,
-                _ => ExitCode::FAILURE,
+                _ => engine::train::interrupt::signal()
+                    .map_or(ExitCode::FAILURE, |signal| ExitCode::from(formats::signals::exit_status(signal))),
             }
         }
         Err(e) => {

@@ -1,22 +1,21 @@
-//! What signals do: an interrupted command cleans up, and a file that grows too large is an error like others.
+//! What signals do: a training run saves a checkpoint and ends, any other command cleans up and ends at once.
+
+use engine::train::interrupt;
 
 use crate::say;
 
 /// To be called once, before any file is written.
-pub fn prepare() {
-    #[cfg(unix)]
-    // SAFETY: SIG_IGN runs no code of ours. A write beyond `ulimit -f` shall fail, as on a full disk.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-    }
-    let handler = ctrlc::set_handler(|| {
-        if engine::train::interrupt::heard() {
-            return;
+pub fn prepare(quiet: bool) {
+    let heeded = move |signal| {
+        let heeded = interrupt::heard(signal);
+        if heeded && !quiet {
+            say(format_args!(
+                "stopping: the run saves a checkpoint after this update; a second signal ends it at once"
+            ));
         }
-        formats::write::remove_unfinished();
-        std::process::exit(130);
-    });
-    if let Err(e) = handler {
+        heeded
+    };
+    if let Err(e) = formats::signals::prepare(heeded) {
         say(format_args!("Ctrl-C may leave a temporary file behind: {e}"));
     }
 }

@@ -23,6 +23,7 @@ pub mod parallel;
 pub mod pickle;
 pub mod position;
 mod read;
+pub mod signals;
 mod tensor;
 pub mod write;
 

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use crate::program::program;
 use crate::tensors::{Tensors, read};
 
-/// Longer than any run takes on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Far longer than any run takes, on the slowest machine: only a program that hangs gets there.
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// A temporary folder, the working directory of every program run in it.
 pub struct Folder(TempDir);

@@ -126,8 +126,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         }),
     };
     match finished {
-        Ok(finished) if args.json.json => Ok(Report::done(format!("{:#}\n", serde_json::to_value(&finished.result)?))),
-        Ok(finished) => Ok(Report::done(summary(&finished))),
+        Ok(finished) => {
+            let stdout = match args.json.json {
+                true => format!("{:#}\n", serde_json::to_value(&finished.result)?),
+                false => summary(&finished),
+            };
+            Ok(Report { stdout, success: matches!(finished.outcome, Outcome::Finished(_)) })
+        }
         Err(e) => match e.downcast_ref() {
             Some(Error::Usage(reason)) => usage(reason),
             _ => Err(e),

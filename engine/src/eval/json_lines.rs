@@ -4,31 +4,21 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use formats::write::AtomicFile;
 use serde::Serialize;
-use tempfile::NamedTempFile;
 
 /// A file being written, under a temporary name until [`JsonLines::finish`].
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<AtomicFile>,
 }
 
 impl JsonLines {
     /// # Errors
     /// The folder isn't there or can't be written to.
     pub fn create(path: &Path) -> Result<JsonLines> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".details-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            // Like any new file: what the umask leaves of 0666.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let file = builder.tempfile_in(folder).with_context(|| cannot_write(path))?;
-        Ok(JsonLines { path: path.to_owned(), file: BufWriter::new(file) })
+        Ok(JsonLines { path: path.to_owned(), file: BufWriter::new(AtomicFile::create(path)?) })
     }
 
     /// Adds a line.
@@ -47,8 +37,7 @@ impl JsonLines {
     /// As [`JsonLines::write`]; then no file is left.
     pub fn finish(self) -> Result<()> {
         let file = self.file.into_inner().map_err(|e| e.into_error()).with_context(|| cannot_write(&self.path))?;
-        file.persist(&self.path).map_err(|e| e.error).with_context(|| cannot_write(&self.path))?;
-        Ok(())
+        Ok(file.finish()?)
     }
 }
 
@@ -76,6 +65,6 @@ mod tests {
         drop(lines);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         let error = format!("{:#}", JsonLines::create(&folder.path().join("none/d.jsonl")).unwrap_err());
-        assert!(error.contains("none/d.jsonl: cannot be written"), "{error}");
+        assert!(error.contains("none/d.jsonl: cannot write"), "{error}");
     }
 }

@@ -58,11 +58,27 @@ pub fn values<B: BurnBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> 
 /// # Errors
 /// The folder can't be written to or the disk is full; what stood there before is still there.
 pub fn write(path: &Path, tensors: Vec<HostTensor>, metadata: &Metadata) -> formats::Result<()> {
+    fill(|infos| Writer::create(path, infos, metadata), tensors, metadata)
+}
+
+/// As [`write`], and waits until the disk holds the file: nothing can make a run's weights again.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_durably(path: &Path, tensors: Vec<HostTensor>, metadata: &Metadata) -> formats::Result<()> {
+    fill(|infos| Ok(Writer::create(path, infos, metadata)?.durable()), tensors, metadata)
+}
+
+fn fill(
+    create: impl FnOnce(Vec<TensorInfo>) -> formats::Result<Writer>,
+    tensors: Vec<HostTensor>,
+    metadata: &Metadata,
+) -> formats::Result<()> {
     let infos = tensors
         .iter()
         .map(|tensor| TensorInfo { name: tensor.name.clone(), dtype: Dtype::F32, shape: tensor.shape.clone() })
         .collect();
-    let writer = Writer::create(path, infos, metadata)?;
+    let writer = create(infos)?;
     let by_name: HashMap<&str, &[f32]> =
         tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.values.as_slice())).collect();
     let order: Vec<&[f32]> = writer.tensors().iter().map(|info| by_name[info.name.as_str()]).collect();

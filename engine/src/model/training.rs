@@ -240,7 +240,7 @@ where
             // A model without layer scale stays one: what is written would be trained from the next start on.
             tensors.retain(|tensor| !tensor.name.ends_with(".gamma_1") && !tensor.name.ends_with(".gamma_2"));
         }
-        Ok(save::write(path, tensors, &save::metadata(&self.architecture, metadata))?)
+        Ok(save::write_durably(path, tensors, &save::metadata(&self.architecture, metadata))?)
     }
 
     fn save_optimizer(&self, path: &Path) -> Result<()> {
@@ -257,7 +257,7 @@ where
             }
         }
         let metadata = [("engine.step".to_owned(), self.step.to_string())].into_iter().collect();
-        Ok(save::write(path, tensors, &metadata)?)
+        Ok(save::write_durably(path, tensors, &metadata)?)
     }
 
     fn restore(&mut self, weights: &Path, optimizer: &Path) -> Result<()> {

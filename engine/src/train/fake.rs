@@ -75,7 +75,7 @@ impl Fake {
         let mut metadata: Metadata = metadata.iter().cloned().collect();
         metadata.insert("updates".into(), self.updates.to_string());
         let tensor = TensorInfo { name: "values".into(), dtype: Dtype::F32, shape: vec![values.len()] };
-        let writer = Writer::create(path, vec![tensor], &metadata)?;
+        let writer = Writer::create(path, vec![tensor], &metadata)?.durable();
         writer.fill(
             1,
             |_| true,

@@ -240,6 +240,7 @@ impl Sitting<'_> {
         (self.state.epoch, self.state.batch) = (source.epoch, source.batch);
         self.saved = None;
         let step = self.state.step;
+        formats::signals::pause_at(&format!("update {step}"));
         let per_epoch = self.fit.batches.per_epoch() as f64;
         self.fit.watch.step(&StepLine {
             step,

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use formats::show_path;
+use formats::write::{sync_folder, write_file_durably};
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
@@ -247,7 +248,7 @@ impl RunDir {
     pub fn save_config(&self, config: &Config) -> Result<()> {
         let text = config.to_toml().map_err(|reason| anyhow::anyhow!("{}: {reason}", show_path(&self.path(CONFIG))))?;
         let header = "# As resolved for this run. `engine finetune --config` on this file repeats it.\n\n";
-        Ok(formats::write::write_file(&self.path(CONFIG), format!("{header}{text}").as_bytes())?)
+        Ok(write_file_durably(&self.path(CONFIG), format!("{header}{text}").as_bytes())?)
     }
 
     /// Reads `config.toml`.
@@ -297,14 +298,11 @@ impl RunDir {
         fs::create_dir_all(partial)?;
         trainer.save_weights(&partial.join(WEIGHTS), metadata)?;
         trainer.save_optimizer(&partial.join(OPTIMIZER))?;
-        fs::write(partial.join(STATE), serde_json::to_string_pretty(state)? + "\n")?;
-        for file in [WEIGHTS, OPTIMIZER, STATE] {
-            File::open(partial.join(file))?.sync_all()?;
-        }
-        flush_folder(partial)?;
+        let state = serde_json::to_string_pretty(state)? + "\n";
+        write_file_durably(&partial.join(STATE), state.as_bytes())?;
         fs::rename(partial, target)?;
         if let Some(folder) = target.parent() {
-            flush_folder(folder)?;
+            sync_folder(folder)?;
         }
         Ok(())
     }
@@ -392,16 +390,6 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     absent_is_fine(fs::remove_file(&temporary))?;
     fs::hard_link(from, &temporary).or_else(|_| fs::copy(from, &temporary).map(|_| ()))?;
     fs::rename(&temporary, to)
-}
-
-#[cfg(unix)]
-fn flush_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn flush_folder(_: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,17 +4,16 @@
 //! place before its values exist. It writes a temporary file beside the target, which takes the
 //! target's name in [`Writer::finish`]; until then an older file stays as it was.
 
+mod atomic;
 mod safetensors;
 mod torch_zip;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use tempfile::TempPath;
+pub use atomic::{AtomicFile, remove_unfinished, sync_folder, write_file, write_file_durably};
 
 use crate::{Checkpoint, Error, Result, TensorInfo, parallel};
 
@@ -65,35 +64,18 @@ pub fn check_file_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -
         }
         _ => {}
     }
-    let folder = folder_of(path);
+    let folder = atomic::folder_of(path);
     if !folder.is_dir() {
         return Err(Error::file(path, format!("there is no folder {}", crate::show_path(folder))));
     }
     Ok(())
 }
 
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Writes a whole file that is no checkpoint: under a temporary name, then renamed.
-///
-/// # Errors
-/// The folder can't be written to, or the disk is full; then no file is left.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let (mut file, temporary) = Temporary::beside(path)?;
-    file.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;
-    temporary.persist(path)
-}
-
 /// A checkpoint being written.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    temporary: Temporary,
+    file: AtomicFile,
     tensors: Vec<TensorInfo>,
     sink: Sink,
 }
@@ -142,13 +124,16 @@ impl Writer {
     /// The folder can't be written to, or a dtype doesn't exist in the container.
     pub fn create(path: &Path, tensors: Vec<TensorInfo>, metadata: &Metadata) -> Result<Writer> {
         let container = Container::for_path(path)?;
-        let (file, temporary) = Temporary::beside(path)?;
+        let file = AtomicFile::create(path)?;
+        let handle = file.file().try_clone().map_err(|e| Error::io(path, "write", e))?;
         let mut tensors = tensors;
         let sink = match container {
-            Container::Safetensors => Sink::Safetensors(safetensors::Sink::create(path, file, &mut tensors, metadata)?),
-            Container::TorchZip => Sink::TorchZip(Box::new(Mutex::new(torch_zip::Sink::create(path, file)))),
+            Container::Safetensors => {
+                Sink::Safetensors(safetensors::Sink::create(path, handle, &mut tensors, metadata)?)
+            }
+            Container::TorchZip => Sink::TorchZip(Box::new(Mutex::new(torch_zip::Sink::create(path, handle)))),
         };
-        Ok(Writer { path: path.to_owned(), temporary, tensors, sink })
+        Ok(Writer { path: path.to_owned(), file, tensors, sink })
     }
 
     /// Puts the tensors of a PyTorch file under this key; without it they are under `state_dict`.
@@ -156,6 +141,12 @@ impl Writer {
         if let Sink::TorchZip(sink) = &mut self.sink {
             sink.get_mut().unwrap_or_else(PoisonError::into_inner).root = root.to_owned();
         }
+        self
+    }
+
+    /// Has [`Writer::finish`] wait until the disk holds the file: for what can't be made again.
+    pub fn durable(mut self) -> Writer {
+        self.file = self.file.durable();
         self
     }
 
@@ -202,6 +193,9 @@ impl Writer {
             let _guard = StopOnPanic(&turn);
             let piece = &pieces[number];
             let done = produce(piece, state).and_then(|bytes| self.write(&turn, number, piece, bytes).map_err(E::from));
+            if number == 0 {
+                crate::signals::pause_at("write");
+            }
             done.inspect_err(|_| turn.stop())
         })
     }
@@ -279,49 +273,7 @@ impl Writer {
                 sink.into_inner().unwrap_or_else(PoisonError::into_inner).finish(&self.tensors, metadata)?;
             }
         }
-        self.temporary.persist(&self.path)
-    }
-}
-
-/// A file that is deleted unless it gets its final name.
-#[derive(Debug)]
-struct Temporary(Option<TempPath>);
-
-impl Temporary {
-    /// Opens one in the folder of `target`.
-    fn beside(target: &Path) -> Result<(File, Temporary)> {
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(target.file_name().unwrap_or_default());
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        #[cfg(unix)]
-        {
-            // Like any new file: what the umask leaves of 0666.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        // Listed and made under one lock, here and below: an interrupt must not come in between.
-        let mut unfinished = unfinished();
-        let file = builder.tempfile_in(folder_of(target)).map_err(|e| Error::io(target, "write", e))?;
-        let (file, path) = file.into_parts();
-        unfinished.push(path.to_path_buf());
-        Ok((file, Temporary(Some(path))))
-    }
-
-    fn persist(mut self, target: &Path) -> Result<()> {
-        let Some(path) = self.0.take() else { return Ok(()) };
-        let mut unfinished = unfinished();
-        unfinished.retain(|listed| *listed != *path);
-        path.persist(target).map_err(|e| Error::io(target, "write", e.error))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let Some(path) = self.0.take() else { return };
-        let mut unfinished = unfinished();
-        unfinished.retain(|listed| *listed != *path);
-        drop(path);
+        self.file.finish()
     }
 }
 
@@ -367,21 +319,4 @@ impl Drop for StopOnPanic<'_> {
             self.0.stop();
         }
     }
-}
-
-static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-
-fn unfinished() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Deletes the temporary files of writers that haven't finished: for a program that is about to
-/// end without dropping them, as on Ctrl-C. From here on no writer can start or finish a file.
-pub fn remove_unfinished() {
-    let mut unfinished = unfinished();
-    for path in unfinished.drain(..) {
-        let _ = std::fs::remove_file(path);
-    }
-    // Never unlocked: a file that another thread makes now would stay.
-    std::mem::forget(unfinished);
 }

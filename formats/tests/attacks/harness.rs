@@ -13,7 +13,7 @@ use formats::{Checkpoint, Error};
 use serde_json::Value;
 
 /// Longer than any case takes on a slow machine, far shorter than what an attack aims at.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Memory a case may take at its peak, besides [`FILE_MULTIPLE`] times its files.
 const BASE_MEMORY: u64 = 64 << 20;
 const FILE_MULTIPLE: u64 = 32;

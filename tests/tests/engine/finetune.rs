@@ -124,28 +124,20 @@ fn every_merge_on_the_way_in_is_vlmerges() {
 
 #[cfg(unix)]
 mod signals {
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
+    use std::process::Command;
+
+    use blackbox::{Paused, Ran, Signal};
 
     use super::*;
     use crate::engine_command;
 
-    const PATIENCE: Duration = Duration::from_secs(120);
-
-    /// Runs until a few updates are done, then sends a signal and waits for the end.
-    fn interrupted(folder: &Folder, line: &str, signal: &str, after: usize) -> std::process::Output {
-        let command = engine_command(folder, line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut running = command.expect("engine runs");
-        let started = Instant::now();
-        let lines = || std::fs::read_to_string(folder.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
-        while lines() < after {
-            assert!(running.try_wait().expect("a state").is_none(), "it ended before it was interrupted");
-            assert!(started.elapsed() < PATIENCE, "it never began");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let kill = Command::new("sh").args(["-c", &format!("kill -{signal} {}", running.id())]).status();
-        assert!(kill.expect("sh runs").success());
-        running.wait_with_output().expect("an end")
+    /// Runs until this update is done, then sends a signal and waits for the end.
+    fn interrupted(folder: &Folder, line: &str, signal: Signal, after: u64) -> Ran {
+        let mut running = Paused::at(&format!("update {after}"), engine_command(folder, line), &[]);
+        running.signal(signal);
+        running.wait_for("a second signal ends it at once\n");
+        running.go_on();
+        running.end()
     }
 
     #[test]
@@ -154,12 +146,13 @@ mod signals {
         let line =
             format!("finetune model_all_moe.safetensors {SMALL} --steps 40 --set eval_every=15 --set drop_rate=0.2");
         engine(&folder, &format!("{line} -o whole --quiet")).done();
-        let ended = interrupted(&folder, &format!("{line} -o run"), "INT", 5);
-        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
-        assert_eq!(ended.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&ended.stderr));
-        assert!(said.starts_with("stopped after ") && said.contains("engine finetune --resume run"), "{said}");
-        let ended = interrupted(&folder, "finetune --resume run", "TERM", 20);
-        assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+        let ended = interrupted(&folder, &format!("{line} -o run"), Signal::Int, 5);
+        assert_eq!(ended.code, Some(130), "{ended:#?}");
+        let said = &ended.stdout;
+        assert!(said.starts_with("stopped after 5 of 40 ") && said.contains("engine finetune --resume run"), "{said}");
+        let ended = interrupted(&folder, "finetune --resume run", Signal::Term, 20);
+        assert_eq!(ended.code, Some(143), "{ended:#?}");
+        assert!(ended.stdout.starts_with("stopped after 20 of 40 "), "{ended:#?}");
         let report = engine(&folder, "finetune --resume run --quiet").done();
         assert!(report.starts_with("40 updates done"), "{report}");
         assert_eq!(curve(&folder.path("run")), curve(&folder.path("whole")));
@@ -168,13 +161,38 @@ mod signals {
     }
 
     #[test]
+    fn a_second_signal_ends_a_run_at_once_and_keeps_its_checkpoint() {
+        let folder = Folder::with_golden(&["model_ufo.safetensors"]);
+        let line = format!("finetune model_ufo.safetensors {SMALL} --steps 8 --set checkpoint_every=2 -o run");
+        let mut running = Paused::at("update 5", engine_command(&folder, &line), &[]);
+        running.signal(Signal::Int);
+        running.wait_for("a second signal ends it at once\n");
+        running.signal(Signal::Term);
+        assert_eq!(running.end().code, Some(143));
+        let report = engine(&folder, "finetune --resume run --quiet").done();
+        assert!(report.starts_with("8 updates done"), "{report}");
+    }
+
+    #[test]
+    fn a_run_under_nohup_survives_a_hangup() {
+        let folder = Folder::with_golden(&["model_ufo.safetensors"]);
+        let line = format!("finetune model_ufo.safetensors {SMALL} --steps 4 -o run");
+        let mut running = Paused::at("update 2", engine_command(&folder, &line), &[Signal::Hup]);
+        running.signal(Signal::Hup);
+        running.go_on();
+        let ended = running.end();
+        assert_eq!(ended.code, Some(0), "{ended:#?}");
+        assert!(ended.stdout.starts_with("4 updates done"), "{ended:#?}");
+    }
+
+    #[test]
     fn a_full_disk_fails_the_save_and_not_the_checkpoint_before_it() {
         let folder = Folder::with_golden(&["model_ufo.safetensors"]);
         let line =
             format!("finetune model_ufo.safetensors {SMALL} --steps 12 --set eval_every=12 --set checkpoint_every=4");
         engine(&folder, &format!("{line} -o whole --quiet")).done();
-        let ended = interrupted(&folder, &format!("{line} -o run"), "INT", 2);
-        assert_eq!(ended.status.code(), Some(0));
+        let ended = interrupted(&folder, &format!("{line} -o run"), Signal::Hup, 5);
+        assert_eq!(ended.code, Some(129), "{ended:#?}");
         let before = folder.read("run/last.safetensors");
         // No file may grow beyond 64 KiB (of 512 bytes): enough for a line of metrics, not for weights.
         let program = blackbox::program("engine");

@@ -1,80 +1,38 @@
-//! Interrupts in the middle of a merge.
+//! Signals in the middle of a merge, which waits for them there.
 
-use std::fs::File;
-use std::io::Write;
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use blackbox::{Folder, Paused, Signal};
 
-use blackbox::Folder;
-use serde_json::{Map, json};
+const CHECKPOINT: &str = "model_all_moe.safetensors";
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A file that takes seconds to merge and almost no disk: 4 GB of experts that are a hole in the file.
-fn big(folder: &Folder) {
-    let mut header = Map::new();
-    let mut end = 0u64;
-    for layer in 0..8 {
-        for modality in ["v", "l"] {
-            let start = end;
-            end += 4096 * 16384 * 4;
-            let entry = json!({"dtype": "F32", "shape": [16384, 4096], "data_offsets": [start, end]});
-            header.insert(format!("transformer.blocks.{layer}.mlp.{modality}.fc1.weight"), entry);
-        }
-    }
-    let header = serde_json::to_string(&header).unwrap();
-    let mut file = File::create(folder.path("ms.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len(8 + header.len() as u64 + end).unwrap();
-}
-
-fn signal(running: &Child, name: &str) {
-    let kill = format!("kill -{name} {}", running.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success(), "{kill}");
-}
-
-/// Waits until the merge has started to write.
-fn wait_for_temporary(folder: &Folder, running: &mut Child) {
-    let started = Instant::now();
-    while !folder.names().iter().any(|name| name.ends_with(".tmp")) {
-        assert!(running.try_wait().unwrap().is_none(), "it ended before it began");
-        assert!(started.elapsed() < PATIENCE, "it never began");
-        sleep(Duration::from_millis(1));
-    }
-}
-
-fn start(folder: &Folder, output: &str) -> Child {
-    let line = format!("interpolate ms.safetensors --ratio 0.5 -o {output} --force");
-    let mut running = folder.command(&line).stdout(Stdio::null()).spawn().unwrap();
-    wait_for_temporary(folder, &mut running);
-    running
+/// A merge that has written its first piece and waits.
+fn merging(folder: &Folder, output: &str, ignored: &[Signal]) -> Paused {
+    let line = format!("interpolate {CHECKPOINT} --ratio 0.5 -o {output} --force");
+    Paused::at("write", folder.command(&line), ignored)
 }
 
 #[test]
 fn an_interrupted_merge_leaves_nothing() {
-    let folder = Folder::new();
-    big(&folder);
-    for (output, name) in [("out.safetensors", "INT"), ("out.ckpt", "INT"), ("out.ckpt", "TERM"), ("out.ckpt", "HUP")] {
-        let mut running = start(&folder, output);
-        sleep(Duration::from_millis(20));
-        signal(&running, name);
-        assert_eq!(running.wait().unwrap().code(), Some(130), "{output}, SIG{name}");
-        assert_eq!(folder.names(), ["ms.safetensors"], "{output}, SIG{name}");
+    let folder = Folder::with_golden(&[CHECKPOINT]);
+    for output in ["out.safetensors", "out.ckpt"] {
+        for (signal, code) in [(Signal::Int, 130), (Signal::Term, 143), (Signal::Hup, 129)] {
+            let running = merging(&folder, output, &[]);
+            assert_eq!(folder.names().len(), 2, "{output}, {signal:?}: a temporary file is being written");
+            running.signal(signal);
+            assert_eq!(running.end().code, Some(code), "{output}, {signal:?}");
+            assert_eq!(folder.names(), [CHECKPOINT], "{output}, {signal:?}");
+        }
     }
 }
 
 #[test]
 fn an_interrupted_merge_leaves_an_older_file_as_it_was() {
-    let folder = Folder::new();
-    big(&folder);
+    let folder = Folder::with_golden(&[CHECKPOINT]);
     for output in ["out.safetensors", "out.ckpt"] {
         folder.write(output, "precious");
-        let mut running = start(&folder, output);
-        signal(&running, "INT");
-        assert_eq!(running.wait().unwrap().code(), Some(130), "{output}");
-        assert_eq!(folder.names(), ["ms.safetensors", output]);
+        let running = merging(&folder, output, &[]);
+        running.signal(Signal::Int);
+        assert_eq!(running.end().code, Some(130), "{output}");
+        assert_eq!(folder.names(), [CHECKPOINT, output]);
         assert_eq!(folder.read(output), b"precious");
         std::fs::remove_file(folder.path(output)).unwrap();
     }
@@ -83,30 +41,29 @@ fn an_interrupted_merge_leaves_an_older_file_as_it_was() {
 /// Killed without a chance to clean up, it leaves its temporary file, and the older file is whole.
 #[test]
 fn a_killed_merge_leaves_an_older_file_as_it_was() {
-    let folder = Folder::new();
-    big(&folder);
+    let folder = Folder::with_golden(&[CHECKPOINT]);
     folder.write("out.ckpt", "precious");
-    let mut running = start(&folder, "out.ckpt");
-    running.kill().unwrap();
-    running.wait().unwrap();
+    let running = merging(&folder, "out.ckpt", &[]);
+    running.signal(Signal::Kill);
+    assert_eq!(running.end().code, None);
     assert_eq!(folder.read("out.ckpt"), b"precious");
 }
 
-/// `nohup vlmerge … &` goes on when the terminal closes.
+/// `nohup vlmerge … &` goes on when the terminal closes, and a job that a script runs in the background when the
+/// script is interrupted.
 #[test]
-fn a_hangup_that_is_ignored_stays_ignored() {
-    let folder = Folder::new();
-    big(&folder);
-    let program = folder.command("").get_program().to_owned();
-    let mut command = Command::new("sh");
-    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(program).current_dir(folder.path("."));
-    command.args(["interpolate", "ms.safetensors", "--ratio", "0.5", "-o", "out.ckpt"]);
-    let mut running = command.stdout(Stdio::null()).spawn().unwrap();
-    wait_for_temporary(&folder, &mut running);
-    signal(&running, "HUP");
-    sleep(Duration::from_millis(100));
-    assert!(running.try_wait().unwrap().is_none(), "it goes on");
-    signal(&running, "TERM");
-    assert_eq!(running.wait().unwrap().code(), Some(130));
-    assert_eq!(folder.names(), ["ms.safetensors"]);
+fn a_signal_that_is_ignored_stays_ignored() {
+    let folder = Folder::with_golden(&[CHECKPOINT]);
+    for signal in [Signal::Hup, Signal::Int] {
+        let mut running = merging(&folder, "out.ckpt", &[signal]);
+        running.signal(signal);
+        running.go_on();
+        let ran = running.end();
+        assert_eq!(ran.code, Some(0), "{ran:#?}");
+        assert_eq!(folder.names(), [CHECKPOINT, "out.ckpt"]);
+        let running = merging(&folder, "out.ckpt", &[signal]);
+        running.signal(signal);
+        running.signal(Signal::Term);
+        assert_eq!(running.end().code, Some(143), "other signals end it");
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use arrow_array::builder::{BinaryBuilder, Float64Builder, Int64Builder, ListBuil
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
+use formats::write::AtomicFile;
 use rayon::prelude::*;
 
 use super::super::arrow::ArrowFile;
@@ -104,12 +104,12 @@ pub(super) fn write(
     let fields: Vec<Field> =
         file.columns.iter().map(|(name, kind)| Field::new(*name, kind.data_type(), true)).collect();
     let schema = Arc::new(Schema::new(fields).with_metadata(HashMap::from([(PLAN.to_string(), digest)])));
-    let partial = Partial::create(out, &name)?;
+    let partial = AtomicFile::exclusive(&path).map_err(|e| Error::Argument(e.to_string()))?.durable();
     let fail = |e: ArrowError| match e {
         ArrowError::IoError(_, e) => Error::io(&path, "write", e),
         other => Error::file(&path, format!("it can't be written: {other}")),
     };
-    let mut writer = FileWriter::try_new(BufWriter::with_capacity(1 << 20, &partial.file), &schema).map_err(fail)?;
+    let mut writer = FileWriter::try_new(BufWriter::with_capacity(1 << 20, partial.file()), &schema).map_err(fail)?;
     let (mut rows, mut written_texts) = (0, 0);
     for (number, chunk) in file.rows.chunks(BATCH).enumerate() {
         progress(&name, number * BATCH, file.rows.len());
@@ -133,7 +133,7 @@ pub(super) fn write(
     }
     writer.finish().map_err(fail)?;
     drop(writer);
-    partial.persist(&path)?;
+    partial.finish().map_err(|e| Error::Argument(e.to_string()))?;
     progress(&name, file.rows.len(), file.rows.len());
     let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, "read", e))?.len();
     Ok(BuiltFile { file: name, rows, texts: written_texts, bytes, kept: false })
@@ -272,50 +272,4 @@ fn values<'a>(kind: Kind, values: impl Iterator<Item = Option<&'a Value>>) -> Op
             }
         }),
     })
-}
-
-/// A file in the making. What a killed run left of one is written over; a failed one is removed.
-struct Partial {
-    path: PathBuf,
-    file: File,
-    persisted: bool,
-}
-
-impl Partial {
-    /// One name for each target, so that what killed runs leave doesn't pile up; locked, so that two runs don't mix.
-    fn create(folder: &Path, name: &str) -> Result<Partial> {
-        let path = folder.join(format!(".{name}.part"));
-        let file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|e| Error::io(&path, "make", e))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::file(folder.join(name), "another run is building it"));
-            }
-            // Some network file systems have no locks.
-            Err(std::fs::TryLockError::Error(_)) => {}
-        }
-        file.set_len(0).map_err(|e| Error::io(&path, "write", e))?;
-        Ok(Partial { path, file, persisted: false })
-    }
-
-    fn persist(mut self, target: &Path) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io(target, "write", e))?;
-        std::fs::rename(&self.path, target).map_err(|e| Error::io(target, "write", e))?;
-        self.persisted = true;
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.persisted {
-            // It is an error already that brought us here.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
 }
