@@ -18,11 +18,13 @@ mod digest;
 mod dtype;
 mod error;
 pub mod grams;
+pub mod history;
 pub mod layout;
 pub mod parallel;
 pub mod pickle;
 pub mod position;
 mod read;
+pub mod standard;
 mod tensor;
 pub mod write;
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::standard::{self, is_standard};
 use crate::{Error, Result};
 
 /// A regular file and its length when it was opened.
@@ -11,10 +12,17 @@ pub(crate) struct Source {
     pub path: PathBuf,
     pub file: File,
     pub len: u64,
+    /// Whether it is standard input, whose contents no path leads to.
+    pub is_standard: bool,
 }
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Source> {
+        if is_standard(path) {
+            let (path, file) = (PathBuf::from(standard::INPUT), standard::input()?);
+            let len = file.metadata().map_err(|e| Error::io(&path, "read", e))?.len();
+            return Ok(Source { path, file, len, is_standard: true });
+        }
         let fault = |e| Error::io(path, "open", e);
         // Opening a named pipe would wait for its writer, so look before opening.
         let kind = std::fs::metadata(path).map_err(fault)?.file_type();
@@ -26,7 +34,7 @@ impl Source {
         }
         let file = File::open(path).map_err(fault)?;
         let len = file.metadata().map_err(fault)?.len();
-        Ok(Source { path: path.to_owned(), file, len })
+        Ok(Source { path: path.to_owned(), file, len, is_standard: false })
     }
 
     pub(crate) fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> Result<()> {

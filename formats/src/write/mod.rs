@@ -16,6 +16,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use tempfile::TempPath;
 
+use crate::standard::{self, is_standard};
 use crate::{Checkpoint, Error, Result, TensorInfo, parallel};
 
 /// Text by key, kept in the file beside the tensors.
@@ -32,8 +33,11 @@ pub enum Container {
 }
 
 impl Container {
-    /// `.safetensors`; `.ckpt`, `.pth`, `.pt` and `.bin` for PyTorch.
+    /// `.safetensors`, and `-` for standard output; `.ckpt`, `.pth`, `.pt` and `.bin` for PyTorch.
     pub fn for_path(path: &Path) -> Result<Container> {
+        if is_standard(path) {
+            return Ok(Container::Safetensors);
+        }
         match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("safetensors") => Ok(Container::Safetensors),
             Some("ckpt" | "pth" | "pt" | "bin") => Ok(Container::TorchZip),
@@ -49,11 +53,17 @@ impl Container {
 /// `overwrite`, or that can't be written.
 pub fn check_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -> Result<()> {
     Container::for_path(path)?;
+    if is_standard(path) {
+        return standard::check_output();
+    }
     check_file_target(path, overwrite, inputs)
 }
 
 /// As [`check_target`], for a file that is no checkpoint.
 pub fn check_file_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -> Result<()> {
+    if is_standard(path) {
+        return Err(Error::file(path, "this can't be written to standard output: name a file"));
+    }
     if inputs.iter().any(|input| input.reads_from(path)) {
         return Err(Error::file(path, "this output is also an input: choose another name"));
     }
@@ -84,6 +94,9 @@ fn folder_of(path: &Path) -> &Path {
 /// # Errors
 /// The folder can't be written to, or the disk is full; then no file is left.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    if is_standard(path) {
+        return Err(Error::file(path, "this can't be written to standard output: name a file"));
+    }
     let (mut file, temporary) = Temporary::beside(path)?;
     file.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;
     temporary.persist(path)
@@ -96,6 +109,8 @@ pub struct Writer {
     temporary: Temporary,
     tensors: Vec<TensorInfo>,
     sink: Sink,
+    /// The file, if it goes to standard output in the end.
+    out: Option<File>,
 }
 
 #[derive(Debug)]
@@ -133,7 +148,8 @@ impl Piece {
 }
 
 impl Writer {
-    /// Starts a file of `tensors`. The container follows from the path's ending.
+    /// Starts a file of `tensors`. The container follows from the path's ending; `-` is standard output, to which the
+    /// file is copied when it is complete.
     ///
     /// `metadata` reserves the room that the final metadata, given to [`Writer::finish`], will
     /// need: the same keys with values as long.
@@ -142,13 +158,27 @@ impl Writer {
     /// The folder can't be written to, or a dtype doesn't exist in the container.
     pub fn create(path: &Path, tensors: Vec<TensorInfo>, metadata: &Metadata) -> Result<Writer> {
         let container = Container::for_path(path)?;
-        let (file, temporary) = Temporary::beside(path)?;
+        let name = standard::output_name(path);
+        let fault = |e| Error::io(name, "write", e);
+        let (file, temporary, out) = match is_standard(path) {
+            // Tensors are written in any order, which a pipe can't take. The file has no name to be left behind.
+            true => {
+                let file = tempfile::tempfile().map_err(fault)?;
+                let out = file.try_clone().map_err(fault)?;
+                (file, Temporary(None), Some(out))
+            }
+            false => {
+                let (file, temporary) = Temporary::beside(path)?;
+                (file, temporary, None)
+            }
+        };
+        let path = name;
         let mut tensors = tensors;
         let sink = match container {
             Container::Safetensors => Sink::Safetensors(safetensors::Sink::create(path, file, &mut tensors, metadata)?),
             Container::TorchZip => Sink::TorchZip(Box::new(Mutex::new(torch_zip::Sink::create(path, file)))),
         };
-        Ok(Writer { path: path.to_owned(), temporary, tensors, sink })
+        Ok(Writer { path: path.to_owned(), temporary, tensors, sink, out })
     }
 
     /// Puts the tensors of a PyTorch file under this key; without it they are under `state_dict`.
@@ -278,6 +308,9 @@ impl Writer {
             Sink::TorchZip(sink) => {
                 sink.into_inner().unwrap_or_else(PoisonError::into_inner).finish(&self.tensors, metadata)?;
             }
+        }
+        if let Some(out) = self.out {
+            standard::copy_out(out)?;
         }
         self.temporary.persist(&self.path)
     }

@@ -24,7 +24,7 @@ fn every_command_has_help_with_an_example() {
     for command in commands {
         let help = folder.vlmerge(&format!("{command} --help")).done();
         assert!(help.contains("\nExamples:\n") && help.contains(&format!("  vlmerge {command} ")), "{help}");
-        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
         assert_eq!(folder.vlmerge(&format!("help {command}")).done(), help);
     }
 }
