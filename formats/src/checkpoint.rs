@@ -9,6 +9,7 @@ use crate::pickle::{Document, Id};
 use crate::read::source::Source;
 use crate::read::torch::{Data, Found, MAX_NAME, TensorRecord};
 use crate::read::{Format, Storages, legacy, safetensors, sniff, strided, torch, zip};
+use crate::standard::is_standard;
 use crate::tensor::bytes_of;
 use crate::{Dtype, Error, Result, TensorInfo, decode_f32, decode_f64};
 
@@ -29,7 +30,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
 /// The file can't be opened, is of no known format, is damaged, or holds a tensor whose
 /// description contradicts itself or the file.
 pub fn open_root(path: impl AsRef<Path>, root: Option<&str>) -> Result<Checkpoint> {
-    let source = Source::open(path.as_ref())?;
+    let path = path.as_ref();
+    let source = if is_standard(path) { Source::standard()? } else { Source::open(path)? };
     match sniff(&source)? {
         Format::Safetensors => {
             no_root(&source, root)?;

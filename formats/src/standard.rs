@@ -27,12 +27,12 @@ pub fn output_name(path: &Path) -> &Path {
     if is_standard(path) { Path::new(OUTPUT) } else { path }
 }
 
-/// Reads a text file, or standard input for `-`, up to `most` bytes.
+/// Reads a text file, or standard input for `-`, up to `most` bytes. `action` is for messages: "read the layout".
 ///
 /// # Errors
 /// It can't be read, or isn't UTF-8.
-pub fn read_text(path: &Path, most: u64) -> Result<String> {
-    let fault = |e| Error::io(input_name(path), "read", e);
+pub fn read_text(path: &Path, most: u64, action: &'static str) -> Result<String> {
+    let fault = |e| Error::io(input_name(path), action, e);
     let mut text = String::new();
     let read = match is_standard(path) {
         true => input()?.take(most).read_to_string(&mut text),
@@ -52,13 +52,13 @@ pub(crate) fn input() -> Result<File> {
     static INPUT_FILE: Mutex<Option<File>> = Mutex::new(None);
     let fault = |e| Error::io(INPUT, "read", e);
     let mut kept = INPUT_FILE.lock().unwrap_or_else(PoisonError::into_inner);
-    let file = match &*kept {
-        Some(file) => file,
-        None => kept.insert(spool()?),
-    };
-    let mut file = file.try_clone().map_err(fault)?;
-    file.seek(SeekFrom::Start(0)).map_err(fault)?;
-    Ok(file)
+    if kept.is_none() {
+        *kept = Some(spool()?);
+    }
+    let own = kept.as_ref().map(File::try_clone).transpose().map_err(fault)?;
+    let mut own = own.ok_or_else(|| Error::file(INPUT, "it can't be read"))?;
+    own.seek(SeekFrom::Start(0)).map_err(fault)?;
+    Ok(own)
 }
 
 fn spool() -> Result<File> {

@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::standard::{self, is_standard};
-use crate::{Error, Result};
+use crate::{Error, Result, standard};
 
 /// A regular file and its length when it was opened.
 #[derive(Debug)]
@@ -18,11 +17,6 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Source> {
-        if is_standard(path) {
-            let (path, file) = (PathBuf::from(standard::INPUT), standard::input()?);
-            let len = file.metadata().map_err(|e| Error::io(&path, "read", e))?.len();
-            return Ok(Source { path, file, len, is_standard: true });
-        }
         let fault = |e| Error::io(path, "open", e);
         // Opening a named pipe would wait for its writer, so look before opening.
         let kind = std::fs::metadata(path).map_err(fault)?.file_type();
@@ -35,6 +29,13 @@ impl Source {
         let file = File::open(path).map_err(fault)?;
         let len = file.metadata().map_err(fault)?.len();
         Ok(Source { path: path.to_owned(), file, len, is_standard: false })
+    }
+
+    /// What comes in on standard input.
+    pub(crate) fn standard() -> Result<Source> {
+        let (path, file) = (PathBuf::from(standard::INPUT), standard::input()?);
+        let len = file.metadata().map_err(|e| Error::io(&path, "read", e))?.len();
+        Ok(Source { path, file, len, is_standard: true })
     }
 
     pub(crate) fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> Result<()> {

@@ -60,7 +60,7 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     // One byte more than a recipe may have, so that a longer one is refused.
-    let text = read_text(&args.recipe, recipe_file::MAX_BYTES as u64 + 1)?;
+    let text = read_text(&args.recipe, recipe_file::MAX_BYTES as u64 + 1, "read")?;
     let shown = input_name(&args.recipe);
     let file = recipe_file::read(&text, shown)?;
     let folder = args.recipe.parent().unwrap_or(Path::new(""));

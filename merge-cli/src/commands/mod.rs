@@ -119,7 +119,7 @@ pub fn recorded_layout(
 fn layout_text(path: &str) -> formats::Result<String> {
     // Beyond what a layout may have, so that `from_toml` refuses it, and not all of a device.
     const MOST: u64 = 2 << 20;
-    formats::standard::read_text(Path::new(path), MOST)
+    formats::standard::read_text(Path::new(path), MOST, "read the layout")
 }
 
 /// Refuses more than one `-` among the files that a command reads.

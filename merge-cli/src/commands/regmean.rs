@@ -146,7 +146,7 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     let notes = || {
         let layers = method.layers();
         if let Some(what) = in_singular_layers(&layers) {
-            context.warn(format!("where summed grams are not positive definite, {what}"));
+            context.warn(format!("summed grams are not positive definite: {what}"));
         }
         vec![
             Note { key: "layers", value: json!(layers), text: summary(&layers) },
@@ -355,4 +355,40 @@ fn fraction(text: &str) -> Result<f64, String> {
 
 fn ridge(text: &str) -> Result<f64, String> {
     finite(text).ok().filter(|&value| value >= 0.0).ok_or_else(|| "it must be a number from 0 on".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::layout::Part;
+
+    use super::*;
+
+    fn layer(ridge: f64, plain_mean: bool, singular: bool) -> LayerReport {
+        LayerReport {
+            slot: "w".into(),
+            layer: Some(0),
+            part: Part::Mlp,
+            modalities: Vec::new(),
+            mean_objective: 0.0,
+            objective: 0.0,
+            ridge,
+            condition: 1.0,
+            singular,
+            plain_mean,
+        }
+    }
+
+    #[test]
+    fn ridges_are_not_compared_as_text() {
+        let ridge = |ridge| layer(ridge, false, true);
+        let said = |layers: &[LayerReport]| in_singular_layers(layers);
+        assert_eq!(said(&[ridge(1e-6), ridge(1e-5)]).as_deref(), Some("2 layers got a ridge of up to 1e-5"));
+        assert_eq!(said(&[ridge(0.002), ridge(0.1)]).as_deref(), Some("2 layers got a ridge of up to 1e-1"));
+        assert_eq!(said(&[ridge(1e-6), layer(0.5, false, false)]).as_deref(), Some("1 layer got a ridge of 1e-6"));
+        // A ridge that was asked for and not used, because the plain mean was taken, is none.
+        let mixed = [ridge(1e-4), layer(1e-3, true, true), layer(1e-3, true, true)];
+        let expected = "1 layer got a ridge of 1e-4 and 2 layers took the plain mean";
+        assert_eq!(said(&mixed).as_deref(), Some(expected));
+        assert_eq!(said(&[layer(0.0, false, false)]), None);
+    }
 }
