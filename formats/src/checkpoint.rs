@@ -9,6 +9,7 @@ use crate::pickle::{Document, Id};
 use crate::read::source::Source;
 use crate::read::torch::{Data, Found, MAX_NAME, TensorRecord};
 use crate::read::{Format, Storages, legacy, safetensors, sniff, strided, torch, zip};
+use crate::standard::is_standard;
 use crate::tensor::bytes_of;
 use crate::{Dtype, Error, Result, TensorInfo, decode_f32, decode_f64};
 
@@ -17,7 +18,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     open_root(path, None)
 }
 
-/// Opens a checkpoint file of any container: names, shapes and positions are read and checked,
+/// Opens a checkpoint file of any container, or with `-` what comes in on standard input: names, shapes and positions are read and checked,
 /// values are not.
 ///
 /// `root` says where in a PyTorch file the tensors sit: `state_dict`, `model.ema`, or `.` for
@@ -29,7 +30,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
 /// The file can't be opened, is of no known format, is damaged, or holds a tensor whose
 /// description contradicts itself or the file.
 pub fn open_root(path: impl AsRef<Path>, root: Option<&str>) -> Result<Checkpoint> {
-    let source = Source::open(path.as_ref())?;
+    let path = path.as_ref();
+    let source = if is_standard(path) { Source::standard()? } else { Source::open(path)? };
     match sniff(&source)? {
         Format::Safetensors => {
             no_root(&source, root)?;
@@ -43,6 +45,10 @@ pub fn open_root(path: impl AsRef<Path>, root: Option<&str>) -> Result<Checkpoin
         }
         Format::ShardedSafetensors => {
             no_root(&source, root)?;
+            if source.is_standard {
+                let reason = "an index names files beside it, which standard input has not: give the index as a file";
+                return Err(Error::file(&source.path, reason));
+            }
             open_sharded(source)
         }
         Format::TorchZip => {
@@ -345,11 +351,13 @@ impl Checkpoint {
     }
 
     /// Where a tensor lies in a file just as [`Checkpoint::read`] gives it, for readers that map files: the file, and the
-    /// byte at which the tensor starts. `None` for a tensor whose elements are reordered or lie elsewhere.
+    /// byte at which the tensor starts. `None` for a tensor whose elements are reordered or lie elsewhere, and on standard
+    /// input.
     pub fn span(&self, tensor: usize) -> Option<(&Path, u64)> {
         match &self.places[tensor] {
             Place::File { file, start, layout: Layout::Contiguous, swap: false } => {
-                Some((&self.files[*file].path, *start))
+                let source = &self.files[*file];
+                (!source.is_standard).then_some((source.path.as_path(), *start))
             }
             _ => None,
         }
@@ -393,7 +401,8 @@ impl Checkpoint {
     /// Whether `path` names one of the files this checkpoint reads from, under any spelling.
     pub fn reads_from(&self, path: &Path) -> bool {
         let Ok(wanted) = path.canonicalize() else { return false };
-        self.paths().any(|own| own.canonicalize().is_ok_and(|own| own == wanted || same_file(&own, &wanted)))
+        let mut files = self.files.iter().filter(|file| !file.is_standard).map(|file| file.path.as_path());
+        files.any(|own| own.canonicalize().is_ok_and(|own| own == wanted || same_file(&own, &wanted)))
     }
 
     /// The paths of all files, owned; for messages after the checkpoint is gone.

@@ -18,12 +18,14 @@ mod digest;
 mod dtype;
 mod error;
 pub mod grams;
+pub mod history;
 pub mod layout;
 pub mod parallel;
 pub mod pickle;
 pub mod position;
 mod read;
 pub mod signals;
+pub mod standard;
 mod tensor;
 pub mod write;
 

@@ -1,9 +1,10 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use formats::layout::Layout;
 use merge_cli::{Emit, Task};
 
 use crate::commands::{
@@ -13,19 +14,23 @@ use crate::commands::{
 
 /// Merge the vision, language and vision-language experts of a checkpoint into one set of weights.
 #[derive(Debug, Parser)]
-#[command(name = "vlmerge", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "vlmerge", version, arg_required_else_help = true, max_term_width = 80)]
 #[command(after_help = "\
 Examples:
   vlmerge inspect ms.ckpt
   vlmerge interpolate ms.ckpt --ratio 0.5 -o merged.safetensors
   vlmerge diff merged.safetensors other.ckpt --tolerance 1e-6
 
-Exit status: 0 done, 1 failed (or, for diff, beyond the tolerance), 2 wrong usage.")]
+'-' as a file is standard input, or with -o standard output as safetensors.
+
+Exit status: 0 done, 1 failed (or, for diff, beyond the tolerance), 2 wrong
+usage.")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Say nothing on stderr but errors.
+    /// Say nothing but errors: no summary, warning or progress. What a command is for, such as
+    /// 'inspect' or --json, is printed all the same.
     #[arg(long, short, global = true)]
     pub quiet: bool,
 
@@ -58,7 +63,7 @@ pub enum Command {
     Merge(merge::Args),
     /// Print the recipe a file was made with, ready to run again.
     Recipe(recipe::Args),
-    /// Make a vision-language checkpoint of a BEiT: names, experts, position table.
+    /// Make a vision-language checkpoint of a BEiT, or a modality-specific one of a seed.
     Init(init::Args),
     /// Fit a checkpoint to images of another size: its position tables, bicubic.
     Resize(resize::Args),
@@ -69,7 +74,8 @@ pub enum Command {
     /// Print a shell's completion script.
     #[command(after_help = "\
 Examples:
-  vlmerge completions bash > ~/.local/share/bash-completion/completions/vlmerge
+  vlmerge completions bash \\
+      > ~/.local/share/bash-completion/completions/vlmerge
   vlmerge completions zsh > ~/.zfunc/_vlmerge
   vlmerge completions fish > ~/.config/fish/completions/vlmerge.fish")]
     Completions {
@@ -103,7 +109,8 @@ pub struct EmitArgs {
 
 #[derive(Debug, Args)]
 pub struct OutputArgs {
-    /// Where to write: .safetensors, or .ckpt, .pth, .pt, .bin for a PyTorch file.
+    /// Where to write: .safetensors, or .ckpt, .pth, .pt, .bin for a PyTorch file; '-' for standard
+    /// output.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     /// Replace the output if it exists.
@@ -123,6 +130,14 @@ pub struct LayoutArg {
     /// What the names mean: a built-in layout (vl-merging, vlmo, beit3, beit) or a TOML file [default: found].
     #[arg(long, value_name = "NAME|FILE")]
     pub layout: Option<String>,
+}
+
+impl LayoutArg {
+    /// The file that is named, unless it is a built-in layout's name or rules in full.
+    pub fn path(&self) -> Option<&Path> {
+        let named = self.layout.as_deref().filter(|wish| Layout::by_name(wish).is_none() && !wish.contains('\n'));
+        named.map(Path::new)
+    }
 }
 
 #[derive(Debug, Args)]

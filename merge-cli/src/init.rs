@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use formats::config::{ModelConfig, Variant};
-use formats::layout::{Becomes, Buffer, Layout, Modality, PositionTable};
-use formats::{Checkpoint, Error, Result, TensorInfo, show_name};
+use formats::layout::{Becomes, Buffer, Layout, Length, Modality, NewTensor, PositionTable, Start};
+use formats::{Checkpoint, Dtype, Error, Result, TensorInfo, show_name};
 
-use crate::jobs::{Job, Source, listed};
+use crate::jobs::{Fill, Job, Source, listed};
+use crate::random::Stream;
 use crate::resize::{Table, check_elements, computed, no_square, patches};
 
 /// What a vision checkpoint is to become.
@@ -21,7 +22,29 @@ pub struct Init {
     pub share_vision: bool,
     /// T0, the longest text the position table shall have distances for; without it, what published models have.
     pub text_len: Option<usize>,
+    /// The parts that a vision checkpoint has nothing for; `None` leaves them out.
+    pub new: Option<NewParts>,
 }
+
+/// What decides the parts that are new.
+#[derive(Clone, Copy, Debug)]
+pub struct NewParts {
+    pub seed: u64,
+    /// Words.
+    pub vocab_size: usize,
+    /// Tokens of a text, padding included.
+    pub max_text_len: usize,
+}
+
+impl Default for NewParts {
+    /// BERT's words, and texts as long as the published models'.
+    fn default() -> NewParts {
+        NewParts { seed: 0, vocab_size: 30522, max_text_len: 40 }
+    }
+}
+
+/// Standard deviation of new weights.
+const DEVIATION: f64 = 0.02;
 
 /// What initialising makes of a checkpoint.
 #[derive(Clone, Debug)]
@@ -31,6 +54,8 @@ pub struct Initialised {
     pub dropped: Vec<String>,
     /// Index buffers, which the new model computes.
     pub buffers: Vec<String>,
+    /// Tensors that are new, by name.
+    pub new: Vec<String>,
     /// The new position table.
     pub table: TensorInfo,
     /// Patches along the side of an image, before and after.
@@ -41,10 +66,11 @@ pub struct Initialised {
 /// The jobs that make a vision-language checkpoint of a vision one whose layout says what it becomes: names are
 /// changed, vision weights of the parts that have experts become `v`'s and, shared, `l`'s and from vl start on `vl`'s.
 /// One position table shared by all layers is repeated for each, tables of the layers are set side by side; its
-/// image part is resized, its text rows are zero.
+/// image part is resized, its text rows are zero. What else the new model's layout lists starts as it says there, if
+/// [`Init::new`] is given; then the result is a complete model.
 ///
 /// # Errors
-/// The layout becomes nothing, vl start or the longest text is neither given nor usual, the patches don't tile the
+/// The layout becomes nothing, a text may be longer than the table has distances for, vl start or the longest text is neither given nor usual, the patches don't tile the
 /// image, layers or position tables are missing, or a table has a shape that is none.
 pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Initialised> {
     let path = checkpoint.path();
@@ -72,12 +98,21 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
     let to = patches(wish.image_size, source.patch_size).map_err(fault)?;
     let text_len = wish.text_len.or_else(|| target.usual_text_len());
     let text_len = text_len.ok_or_else(|| fault("how long can a text be? (--max-text-len-of-initckpt)".into()))?;
+    if let Some(NewParts { max_text_len, .. }) = wish.new
+        && max_text_len > text_len
+    {
+        return Err(fault(format!(
+            "texts of {max_text_len} tokens are longer than the {text_len} that the position table would have distances \
+             for (--max-text-len-of-initckpt)"
+        )));
+    }
     let (table, from) = positions(checkpoint, layout, target, becomes, layers, (to, text_len))?;
 
     let mut made = Initialised {
         jobs: Vec::new(),
         dropped: Vec::new(),
         buffers: Vec::new(),
+        new: Vec::new(),
         table: table.info.clone(),
         patches: (from, to),
         config: ModelConfig {
@@ -92,6 +127,7 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
             ..source
         },
     };
+    let dtype = table.info.dtype;
     let mut table = Some(table);
     for (tensor, info) in checkpoint.tensors().iter().enumerate() {
         match &renamed[tensor] {
@@ -104,12 +140,40 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
             })),
         }
     }
+    if let Some(new) = &wish.new {
+        let hidden_size = made.config.hidden_size;
+        let hidden_size = hidden_size.ok_or_else(|| fault("nothing in it tells the model's width".into()))?;
+        made.config.vocab_size = Some(new.vocab_size);
+        made.config.max_text_len = Some(new.max_text_len);
+        made.config.token_types = Some(2);
+        for tensor in target.new_tensors() {
+            let job = start(tensor, new, hidden_size, dtype);
+            made.new.push(job.info.name.clone());
+            made.jobs.push(job);
+        }
+    }
     // A name that is an expert's already would stand beside the expert made for it.
     let mut seen = BTreeSet::new();
     if let Some(twice) = made.jobs.iter().find(|job| !seen.insert(job.info.name.as_str())) {
         return Err(fault(format!("two of its tensors become '{}'", show_name(&twice.info.name))));
     }
     Ok(made)
+}
+
+/// The job of a tensor that is new.
+fn start(tensor: &NewTensor, new: &NewParts, hidden_size: usize, dtype: Dtype) -> Job {
+    let length = |length: &Length| match length {
+        Length::Fixed(length) => *length,
+        Length::HiddenSize => hidden_size,
+        Length::VocabSize => new.vocab_size,
+        Length::MaxTextLen => new.max_text_len,
+    };
+    let shape = tensor.shape.iter().map(length).collect();
+    let fill = match tensor.start {
+        Start::Constant(value) => Fill::Constant(value),
+        Start::Normal => Fill::Normal { deviation: DEVIATION, stream: Stream::new(new.seed, 0, &tensor.name) },
+    };
+    Job { info: TensorInfo { name: tensor.name.clone(), dtype, shape }, source: Source::New(fill) }
 }
 
 /// What becomes of a tensor.
@@ -268,7 +332,8 @@ fn no_beginning(layout: &Layout) -> String {
     let known = Layout::builtin().iter().filter(|layout| layout.becomes().is_some());
     let known: Vec<&str> = known.map(Layout::name).collect();
     format!(
-        "layout '{}' says nothing of what it becomes: a vision-language model starts from one of layout {}",
+        "layout '{}' says nothing of what it becomes: a vision-language model starts from one of layout {}, or from one \
+         without experts of a layout that has them",
         show_name(layout.name()),
         known.join(", ")
     )

@@ -8,6 +8,7 @@ use formats::{Checkpoint, Dtype, Error, Result, TensorInfo, show_name};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::random::Stream;
 use crate::selection::Selection;
 
 /// One tensor of the result.
@@ -26,14 +27,47 @@ pub enum Source {
     Merge(Merge),
     /// Known before the run: the elements in the job's dtype, row-major and little-endian. For tables, which are small.
     Computed(Vec<u8>),
+    /// As a new model starts.
+    New(Fill),
+}
+
+/// The values of a new tensor.
+#[derive(Clone, Copy, Debug)]
+pub enum Fill {
+    Constant(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal {
+        deviation: f64,
+        stream: Stream,
+    },
+}
+
+impl Fill {
+    /// Puts the elements from number `start` on into `out`.
+    pub(crate) fn write(self, start: usize, out: &mut [f64]) {
+        match self {
+            Fill::Constant(value) => out.fill(value),
+            Fill::Normal { deviation, stream } => {
+                let places = start as u64..;
+                out.iter_mut().zip(places).for_each(|(out, at)| *out = deviation * stream.normal(at));
+            }
+        }
+    }
 }
 
 impl Source {
     /// What a merge is computed from; nothing for the others.
     pub fn inputs(&self) -> &[Input] {
         match self {
-            Source::Copy { .. } | Source::Computed(_) => &[],
+            Source::Copy { .. } | Source::Computed(_) | Source::New(_) => &[],
             Source::Merge(merge) => &merge.inputs,
+        }
+    }
+
+    pub fn merge(&self) -> Option<&Merge> {
+        match self {
+            Source::Merge(merge) => Some(merge),
+            Source::Copy { .. } | Source::Computed(_) | Source::New(_) => None,
         }
     }
 }
@@ -101,6 +135,14 @@ pub struct Merge {
     pub layer: Option<usize>,
     pub part: Part,
     pub inputs: Vec<Input>,
+}
+
+impl Merge {
+    /// Whether one expert alone is merged, as where a task uses no other. It is the result, whatever the method: there
+    /// is nothing to weigh it against, and it needs no base.
+    pub fn is_one_expert(&self) -> bool {
+        matches!(self.inputs.as_slice(), [Input { role: Role::Expert(_), .. }])
+    }
 }
 
 /// One tensor that takes part in a merge.
@@ -171,8 +213,8 @@ pub fn merge_experts(checkpoint: &Checkpoint, layout: &Layout, selection: Select
 }
 
 /// Gives every merge its base: the tensor of the merged name in `base` or, if `base` has experts
-/// itself, one for each expert that is merged. Bases come before the experts. `number` is the
-/// position of `base` among the checkpoints of the run.
+/// itself, one for each expert that is merged. Bases come before the experts. A single expert gets none, because it
+/// is taken as it is. `number` is the position of `base` among the checkpoints of the run.
 ///
 /// # Errors
 /// Names that `base` lacks, or has with another shape; all of them are listed.
@@ -180,6 +222,9 @@ pub fn add_base(jobs: &mut [Job], layout: &Layout, base: &Checkpoint, number: us
     let mut faults = Vec::new();
     for job in jobs {
         let Source::Merge(merge) = &mut job.source else { continue };
+        if merge.is_one_expert() {
+            continue;
+        }
         let mut bases = Vec::new();
         let mut add = |name: &str, role: Role| match base.position(name) {
             Some(tensor) if base.tensors()[tensor].shape == job.info.shape => {

@@ -11,11 +11,13 @@ pub mod init;
 pub mod jobs;
 pub mod methods;
 pub mod plot;
+mod random;
 pub mod recipe;
 pub mod recipe_file;
 pub mod resize;
 pub mod ruled;
 pub mod run;
+pub mod seed;
 pub mod selection;
 pub mod several;
 

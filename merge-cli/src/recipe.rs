@@ -1,13 +1,14 @@
 //! How a file was made, kept in its metadata.
 
+use formats::history::{self, TRAINING};
 use formats::write::Metadata;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::methods;
 use crate::ruled::Rule;
 
-/// Metadata key of the recipe, in every file this project writes.
-pub const RECIPE_KEY: &str = "vlmerge.recipe";
+pub use formats::history::RECIPE_KEY;
 
 /// The method, its parameters and its inputs: enough to make the file again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +29,7 @@ pub struct Recipe {
 }
 
 /// A checkpoint that went in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RecipeInput {
     /// What it was to the method: `checkpoint`, `base`, …
     pub role: String,
@@ -37,6 +38,9 @@ pub struct RecipeInput {
     pub root: String,
     /// [`formats::Digester`]'s content digest.
     pub content_digest: String,
+    /// How the file was made itself, as far as it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_by: Option<Box<Recipe>>,
 }
 
 impl Recipe {
@@ -52,9 +56,65 @@ impl Recipe {
         }
     }
 
-    /// The recipe in a file's metadata, if it has one that reads as such.
-    pub fn from_metadata(metadata: &Metadata) -> Option<Recipe> {
-        serde_json::from_str(metadata.get(RECIPE_KEY)?).ok()
+    /// How a file was made, from its metadata: its recipe or, where it was trained since, that training, whose
+    /// [`Recipe::before`] is the recipe.
+    pub fn history(metadata: &Metadata) -> Option<Recipe> {
+        serde_json::from_value(history::history(metadata)?).ok()
+    }
+
+    /// How the file was made that this step started from: the one it was made of or, for a merge, its first input.
+    pub fn before(&self) -> Option<Recipe> {
+        match self.parameters.get("of") {
+            Some(of) => serde_json::from_value(of.clone()).ok(),
+            None => self.inputs.first()?.made_by.as_deref().cloned(),
+        }
+    }
+
+    /// This step and all before it, the newest first.
+    pub fn chain(self) -> Vec<Recipe> {
+        std::iter::successors(Some(self), Recipe::before).collect()
+    }
+
+    /// `vlmerge 0.1.0`, without the version where none is known.
+    pub fn tool_and_version(&self) -> String {
+        format!("{} {}", self.tool, self.version).trim_end().to_owned()
+    }
+
+    /// The parameters for people, without the step before. Of a training's configuration only what it started from
+    /// and what it saw are shown.
+    pub fn shown_parameters(&self) -> impl Iterator<Item = (String, String)> {
+        let is_training = self.is_training();
+        let config = self.parameters.get("config").and_then(Value::as_str).filter(|_| is_training);
+        let config = config.and_then(|text| text.parse::<toml::Table>().ok()).unwrap_or_default();
+        let of_config = ["checkpoint", "merge", "data"].into_iter().filter_map(move |name| {
+            let value = config.get(name)?;
+            Some((name.to_owned(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        });
+        let own = self
+            .parameters
+            .iter()
+            .filter(move |(name, value)| *name != "of" && !(is_training && *name == "config") && !value.is_null());
+        let shown = |value: &Value| match value {
+            Value::String(text) if is_training => text.clone(),
+            value => value.to_string(),
+        };
+        let own: Vec<(String, String)> = own.map(|(name, value)| (name.clone(), shown(value))).collect();
+        own.into_iter().chain(of_config)
+    }
+
+    /// Whether the step is a training run, which no recipe can make again.
+    pub fn is_training(&self) -> bool {
+        self.method == TRAINING
+    }
+
+    /// Whether the step is a merge, which a recipe file can make again.
+    pub fn is_merge(&self) -> bool {
+        methods::NAMES.contains(&self.method.as_str())
+    }
+
+    /// Whether the step kept every value as it was.
+    pub fn is_copy(&self) -> bool {
+        self.method == "convert" && self.parameters.get("dtype").is_none_or(Value::is_null)
     }
 
     /// Compact JSON for the metadata.

@@ -38,7 +38,7 @@ pub struct RecipeFile {
 }
 
 /// Files beyond this are refused unread: a recipe is a page of text, with perhaps a layout in it.
-const MAX_BYTES: usize = 4 << 20;
+pub const MAX_BYTES: usize = 4 << 20;
 
 /// Reads a recipe.
 ///
@@ -249,10 +249,38 @@ fn json(value: &Spanned<DeValue<'_>>) -> Result<Value, Complaint> {
 
 /// A recipe as text that [`read`] reads back.
 pub fn write(recipe: &Recipe) -> String {
-    let mut out = format!(
-        "# Made by {} {}. Run it again: vlmerge merge --recipe THIS.toml -o OUT\n",
-        recipe.tool, recipe.version
-    );
+    let by = comment(&recipe.tool_and_version());
+    format!("# Made by {by}. Run it again: vlmerge merge --recipe THIS.toml -o OUT\n{}", body(recipe))
+}
+
+/// The steps that a file came about by, the newest first, as comments alone: a file that [`read`] refuses.
+pub fn write_history(chain: &[Recipe]) -> String {
+    let mut out =
+        "# This file can't be made again by a recipe. How it came about, the newest step first:\n".to_string();
+    for step in chain {
+        let verb = if step.is_training() { "Trained" } else { "Made" };
+        out.push_str(&format!("#\n# {verb} by {}\n", comment(&step.tool_and_version())));
+        if step.is_training() {
+            let parameters = step.shown_parameters();
+            parameters.for_each(|(name, value)| out.push_str(&format!("#   {} {}\n", comment(&name), comment(&value))));
+            continue;
+        }
+        let mut step = step.clone();
+        step.parameters.remove("of");
+        for line in body(&step).lines().filter(|line| !line.is_empty()) {
+            out.push_str(&format!("#   {}\n", comment(line)));
+        }
+    }
+    out
+}
+
+/// Text from a file that stays within one line of comment.
+fn comment(text: &str) -> String {
+    formats::show_name(text)
+}
+
+fn body(recipe: &Recipe) -> String {
+    let mut out = String::new();
     let mut line = |key: &str, value: &Value| {
         let _ = writeln!(out, "{key} = {}", toml_value(value));
     };
@@ -271,6 +299,10 @@ pub fn write(recipe: &Recipe) -> String {
             if !text.is_empty() {
                 let _ = writeln!(out, "{key} = {}", toml_value(&Value::from(text.as_str())));
             }
+        }
+        if let Some(made_by) = &input.made_by {
+            let (by, method) = (comment(&made_by.tool_and_version()), comment(&made_by.method));
+            let _ = writeln!(out, "# The file was itself made by {by}: {method}.");
         }
     }
     let mut table = |heading: &str, entries: &mut dyn Iterator<Item = (String, Value)>| {

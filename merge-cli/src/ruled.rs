@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use formats::layout::Part;
+use formats::show_name;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::jobs::{Job, Merge, Source};
+use crate::jobs::{Job, Merge};
 use crate::methods::{self, Method, Runs, Span};
 
 /// Parameters for the merges it matches. What isn't given matches everything.
@@ -30,6 +31,49 @@ impl Rule {
             && (self.parts.is_empty() || self.parts.contains(&merge.part))
             && self.names.as_ref().is_none_or(|names| names.regex.is_match(&merge.name))
     }
+
+    /// The rule once for every layer range and part it lists, each of which must match something.
+    fn each(&self) -> Vec<Rule> {
+        let layers: Vec<Option<Layers>> = match &self.layers {
+            Some(layers) => layers.each().map(Some).collect(),
+            None => vec![None],
+        };
+        let by_layers = layers.into_iter().map(|layers| Rule { layers, ..self.clone() });
+        let by_part = self.parts.iter().map(|&part| Rule { parts: vec![part], ..self.clone() });
+        by_layers.chain(by_part).collect()
+    }
+
+    /// What it selects, as it is written in a recipe.
+    fn selectors(&self) -> String {
+        let layers = self.layers.as_ref().map(|layers| format!("layers = \"{}\"", layers.text));
+        let parts: Vec<String> = self.parts.iter().map(|part| format!("\"{part}\"")).collect();
+        let parts = (!parts.is_empty()).then(|| format!("parts = [{}]", parts.join(", ")));
+        let names = self.names.as_ref().map(|names| format!("names = \"{}\"", show_name(names.regex.as_str())));
+        layers.into_iter().chain(parts).chain(names).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Whether every rule, with every layer range and part in it, matches one of the merges that it could change.
+///
+/// # Errors
+/// The first rule that doesn't, by its number and what it selects.
+pub fn check_rules<'m>(rules: &[Rule], merges: impl IntoIterator<Item = &'m Merge>) -> Result<(), String> {
+    let merges: Vec<&Merge> = merges.into_iter().collect();
+    let changed: Vec<&Merge> = merges.iter().copied().filter(|merge| !merge.is_one_expert()).collect();
+    for (number, rule) in rules.iter().enumerate() {
+        let idle = rule.each().into_iter().find(|each| !changed.iter().any(|merge| each.matches(merge)));
+        let Some(idle) = idle else { continue };
+        let selectors = match idle.selectors() {
+            selectors if selectors.is_empty() => String::new(),
+            selectors => format!(" ({selectors})"),
+        };
+        let why = match merges.iter().any(|merge| idle.matches(merge)) {
+            true => "changes nothing: each tensor it matches has one expert, which is taken as it is",
+            false => "matches none of the tensors that are merged",
+        };
+        return Err(format!("rule {}{selectors} {why}", number + 1));
+    }
+    Ok(())
 }
 
 /// A set of layers.
@@ -44,6 +88,14 @@ pub struct Layers {
 impl Layers {
     fn contain(&self, layer: usize) -> bool {
         self.ranges.iter().any(|&(first, last)| (first..=last).contains(&layer))
+    }
+
+    /// Each range as a set of its own.
+    fn each(&self) -> impl Iterator<Item = Layers> {
+        self.text
+            .split(',')
+            .zip(&self.ranges)
+            .map(|(text, &range)| Layers { text: text.trim().into(), ranges: vec![range] })
     }
 }
 
@@ -116,7 +168,8 @@ pub fn parameters_of(merge: &Merge, parameters: &Map<String, Value>, rules: &[Ru
 }
 
 /// A method whose parameters depend on the tensor. Where several rules match, all apply in their
-/// order: a later one overrides what an earlier one set.
+/// order: a later one overrides what an earlier one set. An expert that is merged with no other is taken
+/// as it is, whatever the method.
 pub struct Ruled {
     /// The distinct methods; the first has the parameters that no rule changes.
     variants: Vec<Box<dyn Method>>,
@@ -126,13 +179,14 @@ pub struct Ruled {
 
 impl Ruled {
     /// # Errors
-    /// Parameters that the method doesn't take, in words.
+    /// Parameters that the method doesn't take, or that apply to nothing; a rule that matches nothing, in words.
     pub fn new(method: &str, parameters: &Map<String, Value>, rules: &[Rule], jobs: &[Job]) -> Result<Ruled, String> {
+        let merges: Vec<&Merge> = jobs.iter().filter_map(|job| job.source.merge()).collect();
+        check_rules(rules, merges.iter().copied())?;
         let mut seen = vec![parameters.clone()];
         let mut variants = vec![methods::build(method, parameters)?];
         let mut by_name = HashMap::new();
-        for job in jobs {
-            let Source::Merge(merge) = &job.source else { continue };
+        for merge in &merges {
             let own = parameters_of(merge, parameters, rules);
             let variant = match seen.iter().position(|known| *known == own) {
                 Some(variant) => variant,
@@ -144,6 +198,8 @@ impl Ruled {
             };
             by_name.insert(merge.name.clone(), variant);
         }
+        let several: Vec<&Merge> = merges.into_iter().filter(|merge| !merge.is_one_expert()).collect();
+        variants.iter().try_for_each(|variant| variant.check_all(&several))?;
         Ok(Ruled { variants, by_name })
     }
 
@@ -167,7 +223,10 @@ impl Method for Ruled {
     }
 
     fn check(&self, merge: &Merge) -> Result<(), String> {
-        self.of(merge).check(merge)
+        match merge.is_one_expert() {
+            true => Ok(()),
+            false => self.of(merge).check(merge),
+        }
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -177,15 +236,26 @@ impl Method for Ruled {
     }
 
     fn survey(&self, merge: &Merge, runs: &mut dyn Runs) -> formats::Result<Vec<f64>> {
-        self.of(merge).survey(merge, runs)
+        match merge.is_one_expert() {
+            true => Ok(Vec::new()),
+            false => self.of(merge).survey(merge, runs),
+        }
     }
 
     fn merge_f32(&self, span: &Span, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
-        self.of(span.merge).merge_f32(span, inputs, out)
+        match inputs {
+            [only] if span.merge.is_one_expert() => out.copy_from_slice(only),
+            _ => self.of(span.merge).merge_f32(span, inputs, out)?,
+        }
+        Ok(())
     }
 
     fn merge_f64(&self, span: &Span, inputs: &[&[f64]], out: &mut [f64]) -> formats::Result<()> {
-        self.of(span.merge).merge_f64(span, inputs, out)
+        match inputs {
+            [only] if span.merge.is_one_expert() => out.copy_from_slice(only),
+            _ => self.of(span.merge).merge_f64(span, inputs, out)?,
+        }
+        Ok(())
     }
 }
 

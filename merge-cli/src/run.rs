@@ -42,6 +42,8 @@ pub struct Summary {
     /// Tensors that the method computed.
     pub merged: usize,
     pub elements: u64,
+    /// Of all tensors together.
+    pub bytes: u64,
     /// Finite values that became infinite in a narrower dtype.
     pub overflowed: u64,
     /// The recipe with its inputs, as it stands in the file.
@@ -71,6 +73,8 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
     let digesters: Vec<Digester> = checkpoints.iter().map(|(_, checkpoint)| Digester::new(checkpoint)).collect();
     let own = method.map(|method| method.own_inputs()).unwrap_or_default();
     let roles = checkpoints.iter().map(|&(role, checkpoint)| (role, checkpoint));
+    // A file that is made of one other already holds how that was made.
+    let is_of_one = recipe.parameters.contains_key("of");
     recipe.inputs = roles
         .chain(own.iter().map(|&(role, digester)| (role, digester.checkpoint())))
         .map(|(role, checkpoint)| RecipeInput {
@@ -78,6 +82,7 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
             name: checkpoint.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
             root: checkpoint.root().into(),
             content_digest: "0".repeat(64),
+            made_by: Recipe::history(checkpoint.metadata()).filter(|_| !is_of_one).map(Box::new),
         })
         .collect();
     metadata.insert(RECIPE_KEY.into(), recipe.to_json());
@@ -121,6 +126,7 @@ pub fn run_under(root: Option<&str>, run: Run, path: &Path, progress: impl Fn(u6
         tensors: jobs.len(),
         merged: jobs.iter().filter(|job| matches!(job.source, Source::Merge(_))).count(),
         elements: jobs.iter().map(|job| job.info.elements() as u64).sum(),
+        bytes: jobs.iter().map(|job| job.info.bytes() as u64).sum(),
         overflowed,
         recipe,
     })
@@ -258,6 +264,18 @@ impl Producer<'_> {
                 buffers.bytes.clear();
                 buffers.bytes.extend_from_slice(&bytes[piece.elements.start * size..piece.elements.end * size]);
                 Ok(&buffers.bytes)
+            }
+            Source::New(fill) => {
+                let Buffers { encoded, out_f64, .. } = buffers;
+                out_f64.resize(piece.elements.len(), 0.0);
+                fill.write(piece.elements.start, out_f64);
+                encoded.clear();
+                match encode_f64(out_f64, job.info.dtype, encoded) {
+                    true => Ok(encoded),
+                    false => {
+                        Err(Error::tensor(self.inputs[0].path(), &job.info.name, "its dtype can't start a tensor"))
+                    }
+                }
             }
         }
     }

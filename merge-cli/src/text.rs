@@ -1,5 +1,8 @@
 //! Numbers and columns for people.
 
+/// Columns of a terminal that text is laid out for.
+pub const WIDTH: usize = 80;
+
 /// `1234567` as `1,234,567`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();

@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use fixtures::layouts::{BeitPositions, beit, beit3};
+use fixtures::layouts::{BeitPositions, beit, beit3, vlmo};
 use fixtures::{ModelSpec, Size, StateDict, Variant};
 use serde_json::Value;
 use support::{Folder, all_values, furthest, golden, golden_size, names, shape, state_dict, values};
@@ -24,7 +24,10 @@ fn golden_checkpoints_of_every_architecture() {
             let start = golden_size("vl_start").to_string();
             let sizes = ["--image-size", &size, "--max-text-len-of-initckpt", &text_len, "--vl-start", &start];
             let arguments = [&["init", &beit, "--arch", arch][..], &sizes, &["-o", "vl.safetensors", "--force"]];
-            folder.ok(&arguments.concat());
+            let complete = [arguments.concat(), vec!["--max-text-len", "2", "--vocab-size", "7"]].concat();
+            folder.ok(&complete);
+            let complete = all_values(&folder.open("vl.safetensors"));
+            folder.ok(&[arguments.concat(), vec!["--bare"]].concat());
             let ours = folder.open("vl.safetensors");
             let expected = format!("expect_beit_{tables}_{arch}");
             // The set has each architecture for one kind of table at least.
@@ -40,6 +43,9 @@ fn golden_checkpoints_of_every_architecture() {
                 let difference = (values(&ours, name).iter().sum::<f64>() - sum).abs();
                 assert!(difference <= 1e-5, "{expected} {name}: {difference}");
             }
+            // What a complete model has besides leaves the rest as it is.
+            let bare = all_values(&ours);
+            assert!(bare.len() < complete.len() && bare.iter().all(|(name, own)| &complete[name] == own), "{expected}");
             let table = formats::open(golden(&format!("{expected}.safetensors"))).unwrap();
             let difference = furthest(&values(&ours, TABLE), &values(&table, TABLE));
             assert!(difference <= 1e-5, "{expected}: {difference}");
@@ -209,11 +215,7 @@ fn what_is_no_beit_or_half_of_one() {
 
     for other in [spec.state_dict(), beit3(&spec)] {
         let message = error(&other, &[]);
-        assert!(
-            message
-                .ends_with("says nothing of what it becomes: a vision-language model starts from one of layout beit"),
-            "{message}"
-        );
+        assert!(message.starts_with("it has experts already, such as '"), "{message}");
     }
     let message = error(&state_dict(&[("conv1.weight", &[4, 4])]), &[]);
     assert_eq!(
@@ -289,6 +291,154 @@ fn what_is_no_beit_or_half_of_one() {
             "{wrong:?}"
         );
     }
+}
+
+/// PRETRAINING 1: what a BEiT has nothing for is drawn from N(0, 0.02) by the seed, biases are 0, LayerNorm is 1 and 0.
+#[test]
+fn a_beit_does_not_stay_without_text_embeddings_and_pooler() {
+    let folder = Folder::new();
+    folder.zip("beit.pth", &beit(&nano(), BeitPositions::Shared), Some("model"));
+    let run = |more: &str, out: &str| {
+        let line = format!("init beit.pth --arch ufo --image-size 32 {more} -o {out}");
+        folder.ok(&line.split_whitespace().collect::<Vec<_>>());
+        folder.open(out)
+    };
+    let made = run("", "made.safetensors");
+    let normal = [
+        ("text_embeddings.word_embeddings.weight", vec![30522, 16]),
+        ("text_embeddings.position_embeddings.weight", vec![40, 16]),
+        ("text_embeddings.token_type_embeddings.weight", vec![2, 16]),
+        ("token_type_embeddings.weight", vec![2, 16]),
+        ("pooler.dense.weight", vec![16, 16]),
+    ];
+    for (name, expected) in &normal {
+        assert_eq!(&shape(&made, name), expected, "{name}");
+        let drawn = values(&made, name);
+        let n = drawn.len() as f64;
+        let (mean, square) = (drawn.iter().sum::<f64>() / n, drawn.iter().map(|x| x * x).sum::<f64>() / n);
+        // Five standard errors.
+        assert!(mean.abs() < 5.0 * 0.02 / n.sqrt(), "{name}: mean {mean}");
+        assert!((square / 4e-4 - 1.0).abs() < 5.0 * (2.0 / n).sqrt(), "{name}: deviation {}", square.sqrt());
+    }
+    let words = values(&made, "text_embeddings.word_embeddings.weight");
+    assert!(words.iter().any(|x| x.abs() > 0.08), "it isn't truncated");
+    for (name, expected) in [
+        ("text_embeddings.LayerNorm.weight", vec![1.0; 16]),
+        ("text_embeddings.LayerNorm.bias", vec![0.0; 16]),
+        ("pooler.dense.bias", vec![0.0; 16]),
+        ("logit_scale", vec![f64::from((1.0f64 / 0.07).ln() as f32)]),
+        ("logit_vl_scale", vec![f64::from((1.0f64 / 0.07).ln() as f32)]),
+    ] {
+        assert_eq!(values(&made, name), expected, "{name}");
+    }
+    assert_eq!(shape(&made, "logit_scale"), [0usize; 0]);
+    let inspected = folder.json(&["inspect", "made.safetensors"]);
+    let config = &inspected["config"];
+    assert_eq!((&config["vocab_size"], &config["max_text_len"]), (&30522.into(), &40.into()));
+    assert_eq!(config["token_types"], 2);
+    assert_eq!(inspected["recipe"]["parameters"]["seed"], 0);
+    assert_eq!(inspected["warnings"], Value::Array(Vec::new()));
+
+    // One seed, one file, on any number of threads; another seed changes these and nothing else.
+    run("--seed 0 --threads 3", "again.safetensors");
+    assert!(
+        std::fs::read(folder.path("made.safetensors")).unwrap()
+            == std::fs::read(folder.path("again.safetensors")).unwrap()
+    );
+    let other = run("--seed 1", "other.safetensors");
+    for (name, own) in all_values(&made) {
+        let is_drawn = normal.iter().any(|(drawn, _)| *drawn == name);
+        assert_eq!(values(&other, &name) != own, is_drawn, "{name}");
+    }
+    let small = run("--vocab-size 100 --max-text-len 12", "small.safetensors");
+    assert_eq!(shape(&small, "text_embeddings.word_embeddings.weight"), [100, 16]);
+    assert_eq!(shape(&small, "text_embeddings.position_embeddings.weight"), [12, 16]);
+    let bare = run("--bare", "bare.safetensors");
+    assert!(normal.iter().all(|(name, _)| bare.get(name).is_none()) && bare.get("logit_scale").is_none());
+
+    let short = ["init", "beit.pth", "--arch", "ufo", "--max-text-len-of-initckpt", "20", "-o", "x.safetensors"];
+    let error = folder.error(&short);
+    assert!(error.contains("texts of 40 tokens are longer than the 20 that the position table would have"), "{error}");
+    let both = ["init", "beit.pth", "--arch", "ufo", "--bare", "--seed", "1", "-o", "x.safetensors"];
+    assert_eq!(folder.run(&both).status.code(), Some(2));
+}
+
+/// PRETRAINING 1, stage 2: v and l in every layer and vl from its start on are the seed's weights; the rest is kept.
+#[test]
+fn a_seed_gets_experts_that_are_its_own_weights() {
+    let folder = Folder::new();
+    let spec = ModelSpec { variant: Variant::Ufo, ..nano() };
+    folder.zip("seed.ckpt", &spec.state_dict(), Some("state_dict"));
+    let seed = folder.open("seed.ckpt");
+    let variants = [Variant::LnMoe, Variant::AttnMoe, Variant::FfnMoe, Variant::AllMoe];
+    for variant in variants {
+        let arch = variant.name();
+        let line = format!("init seed.ckpt --arch {arch} --vl-start 3 -o ms.ckpt --force");
+        folder.ok(&line.split(' ').collect::<Vec<_>>());
+        let ms = folder.open("ms.ckpt");
+        assert_eq!(ms.root(), "state_dict");
+        let expected = ModelSpec { variant, vl_start: 3, ..spec.clone() }.state_dict();
+        let expected: BTreeSet<&str> = expected.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names(&ms).into_iter().collect::<BTreeSet<_>>(), expected, "{arch}");
+        for name in names(&ms) {
+            let slot = [".v.", ".l.", ".vl."].iter().fold(name.to_string(), |name, part| name.replace(part, "."));
+            assert_eq!(values(&ms, name), values(&seed, &slot), "{arch} {name}");
+        }
+        let config = &folder.json(&["inspect", "ms.ckpt"])["config"];
+        assert_eq!((&config["variant"], &config["vl_start"]), (&arch.into(), &3.into()));
+        // Every merge gives the seed back.
+        folder.ok(&["interpolate", "ms.ckpt", "--ratio", "0.5", "-o", "merged.safetensors", "--force"]);
+        let merged = folder.open("merged.safetensors");
+        assert_eq!(names(&merged).into_iter().collect::<BTreeSet<_>>(), names(&seed).into_iter().collect());
+        for name in names(&merged) {
+            assert!(furthest(&values(&merged, name), &values(&seed, name)) <= 1e-6, "{arch} {name}");
+        }
+        // A merged file is a seed too, and remembers where vl starts.
+        let again = format!("init merged.safetensors --arch {arch} -o again.safetensors --force");
+        folder.ok(&again.split(' ').collect::<Vec<_>>());
+        assert_eq!(names(&folder.open("again.safetensors")).into_iter().collect::<BTreeSet<_>>(), expected);
+        let elsewhere = ["init", "merged.safetensors", "--arch", arch, "--vl-start", "2", "-o", "x.safetensors"];
+        let error = folder.error(&elsewhere);
+        assert!(error.contains("it processes text and image together from layer 3 on"), "{error}");
+    }
+    let error = |words: &[&str]| folder.error(&[&["init"], words, &["-o", "x.safetensors"]].concat());
+    assert_eq!(
+        error(&["seed.ckpt", "--arch", "ufo"]),
+        "seed.ckpt: it has one set of weights already: --arch ufo would change nothing"
+    );
+    assert!(error(&["ms.ckpt", "--arch", "all_moe"]).starts_with("ms.ckpt: it has experts already, such as '"));
+    let unknown = error(&["seed.ckpt", "--arch", "all_moe"]);
+    assert_eq!(unknown, "seed.ckpt: no published model has 4 layers: give the first with a vl expert (--vl-start)");
+    for option in
+        ["--image-size=32", "--bare", "--seed=1", "--vocab-size=9", "--max-text-len=9", "--share-vision=false"]
+    {
+        let words = ["init", "seed.ckpt", "--arch", "all_moe", "--vl-start", "3", option, "-o", "x.safetensors"];
+        let output = folder.run(&words);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains("is for a BEiT: "), "{option}: {said}");
+    }
+}
+
+/// VLMo's own names have experts for the feed-forward part; with others the file gets the names of vl-merging.
+#[test]
+fn a_merged_vlmo_gets_experts_too() {
+    let folder = Folder::new();
+    folder.zip("vlmo.pt", &vlmo(&nano()), None);
+    folder.ok(&["interpolate", "vlmo.pt", "--ratio", "0.5", "-o", "seed.safetensors"]);
+    let (before, seed) = (folder.open("vlmo.pt"), folder.open("seed.safetensors"));
+    let start = folder.json(&["inspect", "vlmo.pt"])["config"]["vl_start"].to_string();
+    folder.ok(&["init", "seed.safetensors", "--arch", "ffn_moe", "--vl-start", &start, "-o", "ffn.safetensors"]);
+    let ffn = folder.open("ffn.safetensors");
+    let experts = |names: Vec<&str>| -> BTreeSet<String> {
+        names.into_iter().filter(|name| !name.contains("index")).map(String::from).collect()
+    };
+    assert_eq!(experts(names(&ffn)), experts(names(&before)));
+    folder.ok(&["init", "seed.safetensors", "--arch", "all_moe", "--vl-start", &start, "-o", "all.safetensors"]);
+    let all = folder.open("all.safetensors");
+    assert!(all.get("transformer.blocks.0.attn.v.qkv.weight").is_some());
+    assert!(names(&all).iter().all(|name| !name.starts_with("itc_")), "{:?}", names(&all));
+    assert_eq!(folder.json(&["inspect", "all.safetensors"])["config"]["variant"], "all_moe");
+    assert!(all.tensors().len() > seed.tensors().len());
 }
 
 /// Hidden size 16, 2 heads, 4 layers, 2 × 2 patches of 16 pixels.

@@ -494,6 +494,96 @@ mod golden {
     }
 }
 
+/// `--experts all --task T`, as the Python code merges for NLVR2.
+mod absent_grams {
+    use super::*;
+
+    const LAYERS: [&str; 2] = [FC1, "transformer.blocks.1.mlp.fc1.weight"];
+
+    /// Layer 0 has v and l, layer 1 all three, with a bias; there is no gram of `absent`.
+    fn case(absent: &[&str], args: &str) -> Case {
+        let deep = |modality: &str, part: &str| format!("transformer.blocks.1.mlp.{modality}.fc1.{part}");
+        let mut ms = vec![weight("v", &[1, 2], &[1.0, 2.0]), weight("l", &[1, 2], &[5.0, 6.0])];
+        let mut grams = vec![gram("v", &[2, 2], &[1.0, 0.0, 0.0, 3.0]), gram("l", &[2, 2], &[3.0, 0.0, 0.0, 1.0])];
+        for (modality, w, b, g) in [("v", 1.0, 3.0, 1.0), ("l", 2.0, 6.0, 3.0), ("vl", 4.0, 9.0, 4.0)] {
+            ms.push(tensor(deep(modality, "weight"), &[1, 2], &[w, w]));
+            ms.push(tensor(deep(modality, "bias"), &[1], &[b]));
+            grams.push(tensor(format!("transformer.blocks.1.mlp.{modality}.fc1"), &[2, 2], &[g, 0.0, 0.0, g]));
+        }
+        grams.retain(|gram| !absent.iter().any(|name| gram.name.ends_with(name)));
+        Case::new(&ms, &grams, args)
+    }
+
+    #[test]
+    fn are_an_error_unless_the_grams_of_a_task_are_named() {
+        let case = case(&["1.mlp.v.fc1", "1.mlp.l.fc1"], "--experts all");
+        assert!(case.refusal().contains("2 of 5 gram matrices are missing"), "{}", case.refusal());
+    }
+
+    #[test]
+    fn leave_their_experts_out_of_the_weight_alone_and_are_listed() {
+        for (absent, expected) in [
+            (&["1.mlp.v.fc1", "1.mlp.l.fc1"][..], 4.0),
+            (&["1.mlp.vl.fc1"], (1.0 + 2.0 * 3.0) / 4.0),
+            (&["1.mlp.l.fc1"], (1.0 + 4.0 * 4.0) / 5.0),
+            (&[], (1.0 + 2.0 * 3.0 + 4.0 * 4.0) / 8.0),
+        ] {
+            let case = case(absent, "--experts all --task nlvr2");
+            let report = case.merge_with(&[]);
+            let merged = formats::open(case.path("merged.safetensors")).unwrap();
+            // The gram's weights, column by column, where both are there.
+            assert_eq!(values(&merged, LAYERS[0]), [4.0, 3.0]);
+            assert_eq!(values(&merged, LAYERS[1]), [expected; 2], "{absent:?}");
+            // Biases are the mean of all three whatever grams there are.
+            assert_eq!(values(&merged, "transformer.blocks.1.mlp.fc1.bias"), [6.0]);
+            let listed: Vec<&str> =
+                report["absent_grams"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+            assert_eq!(listed.len(), absent.len(), "{listed:?}");
+            assert!(absent.iter().all(|name| listed.iter().any(|listed| listed.ends_with(name))), "{listed:?}");
+            let parameters = &report["recipe"]["parameters"];
+            assert_eq!((&parameters["experts"], &parameters["task"]), (&"all".into(), &"nlvr2".into()));
+        }
+        let case = case(&["0.mlp.v.fc1", "0.mlp.l.fc1"], "--experts all --task nlvr2");
+        let refusal = case.refusal();
+        assert!(
+            refusal.contains("weights would be left without any expert") && refusal.contains("0.mlp.l.fc1"),
+            "{refusal}"
+        );
+    }
+
+    /// The golden grams for VQA have v and l below vl start, and vl above, as those for NLVR2.
+    #[test]
+    fn golden_grams_of_joint_passes() {
+        let (golden, folder) = (fixtures::golden(), tempfile::tempdir().unwrap());
+        let merge = |args: &[&str], name: &str| {
+            let out = folder.path().join(name);
+            let mut command = vlmerge();
+            command.arg("regmean").arg(golden.join("ms.ckpt")).arg("--grams").arg(golden.join("grams_vqa.pth"));
+            command.args(args).arg("-o").arg(&out).assert().success();
+            formats::open(out).unwrap()
+        };
+        let all = merge(&["--experts", "all", "--task", "nlvr2"], "all.safetensors");
+        let used = merge(&["--task", "vqa"], "used.safetensors");
+        let ms = formats::open(golden.join("ms.ckpt")).unwrap();
+        let layout = Layout::by_name("vl-merging").unwrap();
+        let mut means = 0;
+        for info in all.tensors() {
+            let [v, l, vl] =
+                Modality::ALL.map(|m| layout.expert_name(&info.name, m).filter(|name| ms.get(name).is_some()));
+            let (Some(v), Some(l), Some(vl), false) = (v, l, vl, layout.is_linear(&info.name)) else {
+                assert_eq!(values(&all, &info.name), values(&used, &info.name), "{}", info.name);
+                continue;
+            };
+            let [v, l, vl] = [v, l, vl].map(|name| values(&ms, &name));
+            for (at, found) in values(&all, &info.name).into_iter().enumerate() {
+                assert!(close(found, (v[at] + l[at] + vl[at]) / 3.0, 1e-6), "{}: {found}", info.name);
+            }
+            means += 1;
+        }
+        assert!(means > 0);
+    }
+}
+
 mod the_record {
     use super::*;
 
@@ -528,7 +618,7 @@ mod the_record {
         let merged = formats::open(case.path("merged.safetensors")).unwrap();
         assert_eq!(values(&merged, FC1), [3.0]);
 
-        let recipe = merge_cli::Recipe::from_metadata(merged.metadata()).unwrap();
+        let recipe = merge_cli::Recipe::history(merged.metadata()).unwrap();
         let roles: Vec<(&str, &str)> = recipe.inputs.iter().map(|i| (i.role.as_str(), i.name.as_str())).collect();
         assert_eq!(roles, [("checkpoint", "ms.safetensors"), ("grams", "grams.safetensors")]);
         let grams = formats::open(case.path("grams.safetensors")).unwrap();
@@ -752,9 +842,12 @@ mod singular {
         let mut command = case.command(&["regmean", "ms.safetensors", "--grams", "grams.safetensors", "--force"]);
         let output = command.args(&case.args).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        assert!(text.contains("100.0%*") && text.contains("* summed grams not positive definite: took the plain mean"));
+        assert!(
+            text.contains("100.0%*")
+                && text.contains("* summed grams not positive definite: 1 layer took the plain mean")
+        );
         let warning = String::from_utf8(output.stderr).unwrap();
-        assert!(warning.contains("1 layer whose summed grams are not positive definite took the plain mean"));
+        assert!(warning.contains("summed grams are not positive definite: 1 layer took the plain mean"));
     }
 
     /// No ridge makes up for a matrix that is no gram at all.

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use formats::config::ModelConfig;
+use formats::history::{self, RECIPE_KEY};
 use formats::{CONFIG_KEY, show_name, show_path};
 
 use super::config::{Augment, Config, ModelShape, patches};
@@ -23,9 +24,6 @@ use crate::runner::Runner;
 use crate::tasks::{self, Evaluation, Sizes, Task, TrainData, Transform};
 use crate::text::Tokenizer;
 use crate::trainer::Trainer;
-
-/// How a checkpoint was merged, in its metadata: `vlmerge` writes it, and it is kept.
-const RECIPE_KEY: &str = "vlmerge.recipe";
 
 /// The metadata key of a head's label names, a JSON array in the head's order.
 pub fn labels_key(task: Task) -> String {
@@ -146,6 +144,7 @@ pub fn start(
             _ => e,
         }
     })?;
+    let metadata = history::for_training(metadata);
     Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None)
 }
 
@@ -195,6 +194,8 @@ pub fn resume(
     let labels = data.head_labels(task);
     let setup = Setup { config, task, source, image_size, text_len, labels };
     let ready = open(&setup)?;
+    // A checkpoint of this run names what the run started from already.
+    let metadata = if saved.is_some() { metadata } else { history::for_training(metadata) };
     Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, saved)
 }
 
@@ -566,6 +567,7 @@ impl Run<'_> {
         if let Ok(config) = self.setup.config.to_toml() {
             metadata.insert("engine.run".into(), config);
         }
+        metadata.insert("engine.version".into(), env!("CARGO_PKG_VERSION").into());
         metadata.insert("engine.task".into(), self.setup.task.to_string());
         if !self.data.labels.is_empty() {
             let labels = serde_json::to_string(&*self.data.labels).unwrap_or_default();

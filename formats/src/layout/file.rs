@@ -8,7 +8,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::pattern::{LAYER, MODALITY, compile, is_placeholder, layer_expression};
-use super::{Assume, Axis, Becomes, Layout, Linear, Modality, Part, Pattern, PositionTable, Rule, Sizes, Task};
+use super::{
+    Assume, Axis, Becomes, Layout, Length, Linear, Modality, NewTensor, Part, Pattern, PositionTable, Rule, Sizes,
+    Start, Task,
+};
 
 /// Larger files are refused unread: a layout is a page of text.
 const MAX_BYTES: usize = 1 << 20;
@@ -47,6 +50,8 @@ struct File {
     #[serde(default)]
     buffers: RawBuffers,
     becomes: Option<RawBecomes>,
+    #[serde(default)]
+    new: Vec<RawNew>,
     #[serde(default)]
     shapes: RawShapes,
     #[serde(default)]
@@ -119,6 +124,28 @@ struct RawBecomes {
 struct RawRename {
     from: Text,
     to: Text,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNew {
+    name: Text,
+    shape: Vec<Spanned<RawLength>>,
+    start: Spanned<RawStart>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawLength {
+    Fixed(usize),
+    Size(String),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawStart {
+    Constant(f64),
+    Named(String),
 }
 
 #[derive(Default, Deserialize)]
@@ -222,6 +249,7 @@ impl File {
             image_buffers: holes.plain_patterns(&self.buffers.image)?,
             fixed_buffers: holes.plain_patterns(&self.buffers.fixed)?,
             becomes: self.becomes.map(|becomes| becomes.check(&holes)).transpose()?,
+            new: self.new.into_iter().map(RawNew::check).collect::<Result<_, _>>()?,
             sizes: Sizes {
                 layers: holes.layer_patterns(&self.shapes.layers)?,
                 hidden_size: holes.axes(&self.shapes.hidden_size)?,
@@ -314,6 +342,35 @@ impl RawBecomes {
             layout: self.layout.into_inner(),
             positions: self.positions.into_inner(),
         })
+    }
+}
+
+impl RawNew {
+    fn check(self) -> Result<NewTensor, Complaint> {
+        let name = self.name.get_ref();
+        if name.is_empty() || name.contains(['{', '}']) {
+            return Err(Complaint::new(self.name.span(), "a new tensor has one name, without placeholders"));
+        }
+        let length = |length: &Spanned<RawLength>| match length.get_ref() {
+            RawLength::Fixed(length) => Ok(Length::Fixed(*length)),
+            RawLength::Size(size) => match size.as_str() {
+                "hidden_size" => Ok(Length::HiddenSize),
+                "vocab_size" => Ok(Length::VocabSize),
+                "max_text_len" => Ok(Length::MaxTextLen),
+                other => {
+                    let reason = format!("no size '{other}': it is hidden_size, vocab_size, max_text_len or a number");
+                    Err(Complaint::new(length.span(), reason))
+                }
+            },
+        };
+        let start = match self.start.get_ref() {
+            RawStart::Constant(value) if value.is_finite() => Start::Constant(*value),
+            RawStart::Named(name) if name == "normal" => Start::Normal,
+            _ => {
+                return Err(Complaint::new(self.start.span(), "a tensor starts as \"normal\" or with a finite number"));
+            }
+        };
+        Ok(NewTensor { name: name.clone(), shape: self.shape.iter().map(length).collect::<Result<_, _>>()?, start })
     }
 }
 

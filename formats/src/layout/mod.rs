@@ -111,6 +111,7 @@ pub struct Layout {
     image_buffers: Vec<Pattern>,
     fixed_buffers: Vec<Pattern>,
     becomes: Option<Becomes>,
+    new: Vec<NewTensor>,
     /// Where [`crate::config`] reads the model's sizes.
     pub(crate) sizes: Sizes,
 }
@@ -157,6 +158,31 @@ impl Becomes {
             Some((rank, to.write(|hole| reading.get(hole))?))
         })
     }
+}
+
+/// A tensor of a complete model that a vision checkpoint has nothing for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewTensor {
+    pub name: String,
+    pub shape: Vec<Length>,
+    pub start: Start,
+}
+
+/// The length of a new tensor's axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    Fixed(usize),
+    HiddenSize,
+    VocabSize,
+    MaxTextLen,
+}
+
+/// The values that a new tensor starts with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Start {
+    Constant(f64),
+    /// Normal with mean 0 and standard deviation 0.02.
+    Normal,
 }
 
 /// What a layout says about finding a model's configuration.
@@ -439,6 +465,28 @@ impl Layout {
     /// What a vision-language model is initialised with from a checkpoint of this layout.
     pub fn becomes(&self) -> Option<&Becomes> {
         self.becomes.as_ref()
+    }
+
+    /// What a complete model of this layout has beside the parts of a vision model. Heads of tasks aren't among it.
+    pub fn new_tensors(&self) -> &[NewTensor] {
+        &self.new
+    }
+
+    /// Whether the layout has names for experts of a part.
+    pub fn has_experts_in(&self, part: Part) -> bool {
+        self.rules.iter().any(|rule| rule.part == part)
+    }
+
+    /// The rules that none of these names is an expert or a slot by: their part, and the template of their experts.
+    pub fn idle_rules<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<(Part, String)> {
+        let mut idle: Vec<bool> = vec![true; self.rules.len()];
+        for name in names {
+            for (idle, rule) in idle.iter_mut().zip(&self.rules).filter(|(idle, _)| **idle) {
+                *idle = rule.expert.read(name).is_none() && rule.slot.read(name).is_none();
+            }
+        }
+        let idle = self.rules.iter().zip(idle).filter(|(_, idle)| *idle);
+        idle.map(|(rule, _)| (rule.part, rule.expert.template())).collect()
     }
 
     /// First layer with a `vl` expert in published models of this layout and depth.

@@ -67,6 +67,15 @@ impl Pattern {
         self.holes().any(|hole| hole == name)
     }
 
+    /// The template as it was written.
+    pub fn template(&self) -> String {
+        let piece = |piece: &Piece| match piece {
+            Piece::Text(text) => text.clone(),
+            Piece::Hole(hole) => format!("{{{hole}}}"),
+        };
+        self.pieces.iter().map(piece).collect()
+    }
+
     pub fn matches(&self, name: &str) -> bool {
         name.len() <= MAX_NAME && self.regex.is_match(name)
     }
@@ -181,6 +190,7 @@ mod tests {
         assert_eq!(reading.span("layer"), Some(7..9));
         assert_eq!(pattern.write(|hole| reading.get(hole)).as_deref(), Some("blocks.11.mlp.fc1.weight"));
         assert_eq!(pattern.write(|_| None), None);
+        assert_eq!(pattern.template(), "blocks.{layer}.mlp.{rest}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result};
+use crate::{Error, Result, standard};
 
 /// A regular file and its length when it was opened.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub(crate) struct Source {
     pub path: PathBuf,
     pub file: File,
     pub len: u64,
+    /// Whether it is standard input, whose contents no path leads to.
+    pub is_standard: bool,
 }
 
 impl Source {
@@ -26,7 +28,14 @@ impl Source {
         }
         let file = File::open(path).map_err(fault)?;
         let len = file.metadata().map_err(fault)?.len();
-        Ok(Source { path: path.to_owned(), file, len })
+        Ok(Source { path: path.to_owned(), file, len, is_standard: false })
+    }
+
+    /// What comes in on standard input.
+    pub(crate) fn standard() -> Result<Source> {
+        let (path, file) = (PathBuf::from(standard::INPUT), standard::input()?);
+        let len = file.metadata().map_err(|e| Error::io(&path, "read", e))?.len();
+        Ok(Source { path, file, len, is_standard: true })
     }
 
     pub(crate) fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> Result<()> {

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempPath;
 
+use crate::standard::is_standard;
 use crate::{Error, Result};
 
 /// A file that gets its name when it is whole, in [`AtomicFile::finish`]. Dropped before that, it is deleted.
@@ -29,6 +30,7 @@ impl AtomicFile {
     /// # Errors
     /// The folder isn't there or can't be written to.
     pub fn create(target: &Path) -> Result<AtomicFile> {
+        named(target)?;
         let mut prefix = OsString::from(".");
         prefix.push(target.file_name().unwrap_or_default());
         let mut builder = tempfile::Builder::new();
@@ -53,6 +55,7 @@ impl AtomicFile {
     /// # Errors
     /// Another program is writing this file; the folder can't be written to.
     pub fn exclusive(target: &Path) -> Result<AtomicFile> {
+        named(target)?;
         let mut name = OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
         name.push(".part");
@@ -141,6 +144,14 @@ fn write(mut file: AtomicFile, path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     // Elsewhere a folder can't be opened as a file.
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+/// Refuses `-`, which means standard output: nothing can be renamed to that.
+fn named(target: &Path) -> Result<()> {
+    match is_standard(target) {
+        true => Err(Error::file(target, "this can't be written to standard output: name a file")),
+        false => Ok(()),
+    }
 }
 
 pub(super) fn folder_of(path: &Path) -> &Path {

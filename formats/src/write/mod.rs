@@ -9,12 +9,14 @@ mod safetensors;
 mod torch_zip;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 pub use atomic::{AtomicFile, remove_unfinished, sync_folder, write_file, write_file_durably};
 
+use crate::standard::{self, is_standard};
 use crate::{Checkpoint, Error, Result, TensorInfo, parallel};
 
 /// Text by key, kept in the file beside the tensors.
@@ -31,8 +33,11 @@ pub enum Container {
 }
 
 impl Container {
-    /// `.safetensors`; `.ckpt`, `.pth`, `.pt` and `.bin` for PyTorch.
+    /// `.safetensors`, and `-` for standard output; `.ckpt`, `.pth`, `.pt` and `.bin` for PyTorch.
     pub fn for_path(path: &Path) -> Result<Container> {
+        if is_standard(path) {
+            return Ok(Container::Safetensors);
+        }
         match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("safetensors") => Ok(Container::Safetensors),
             Some("ckpt" | "pth" | "pt" | "bin") => Ok(Container::TorchZip),
@@ -48,11 +53,17 @@ impl Container {
 /// `overwrite`, or that can't be written.
 pub fn check_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -> Result<()> {
     Container::for_path(path)?;
+    if is_standard(path) {
+        return standard::check_output();
+    }
     check_file_target(path, overwrite, inputs)
 }
 
 /// As [`check_target`], for a file that is no checkpoint.
 pub fn check_file_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -> Result<()> {
+    if is_standard(path) {
+        return Err(Error::file(path, "this can't be written to standard output: name a file"));
+    }
     if inputs.iter().any(|input| input.reads_from(path)) {
         return Err(Error::file(path, "this output is also an input: choose another name"));
     }
@@ -75,9 +86,17 @@ pub fn check_file_target(path: &Path, overwrite: bool, inputs: &[&Checkpoint]) -
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    file: AtomicFile,
+    place: Place,
     tensors: Vec<TensorInfo>,
     sink: Sink,
+}
+
+/// Where a checkpoint goes in the end.
+#[derive(Debug)]
+enum Place {
+    Named(AtomicFile),
+    /// To standard output.
+    Standard(File),
 }
 
 #[derive(Debug)]
@@ -115,7 +134,8 @@ impl Piece {
 }
 
 impl Writer {
-    /// Starts a file of `tensors`. The container follows from the path's ending.
+    /// Starts a file of `tensors`. The container follows from the path's ending; `-` is standard output, to which the
+    /// file is copied when it is complete.
     ///
     /// `metadata` reserves the room that the final metadata, given to [`Writer::finish`], will
     /// need: the same keys with values as long.
@@ -124,8 +144,18 @@ impl Writer {
     /// The folder can't be written to, or a dtype doesn't exist in the container.
     pub fn create(path: &Path, tensors: Vec<TensorInfo>, metadata: &Metadata) -> Result<Writer> {
         let container = Container::for_path(path)?;
-        let file = AtomicFile::create(path)?;
-        let handle = file.file().try_clone().map_err(|e| Error::io(path, "write", e))?;
+        let name = standard::output_name(path);
+        let fault = |e| Error::io(name, "write", e);
+        let place = match is_standard(path) {
+            // Tensors are written in any order, which a pipe can't take. The file has no name to be left behind.
+            true => Place::Standard(tempfile::tempfile().map_err(fault)?),
+            false => Place::Named(AtomicFile::create(path)?),
+        };
+        let handle = match &place {
+            Place::Standard(file) => file.try_clone(),
+            Place::Named(file) => file.file().try_clone(),
+        };
+        let (path, handle) = (name, handle.map_err(fault)?);
         let mut tensors = tensors;
         let sink = match container {
             Container::Safetensors => {
@@ -133,7 +163,7 @@ impl Writer {
             }
             Container::TorchZip => Sink::TorchZip(Box::new(Mutex::new(torch_zip::Sink::create(path, handle)))),
         };
-        Ok(Writer { path: path.to_owned(), file, tensors, sink })
+        Ok(Writer { path: path.to_owned(), place, tensors, sink })
     }
 
     /// Puts the tensors of a PyTorch file under this key; without it they are under `state_dict`.
@@ -145,9 +175,12 @@ impl Writer {
     }
 
     /// Has [`Writer::finish`] wait until the disk holds the file: for what can't be made again.
-    pub fn durable(mut self) -> Writer {
-        self.file = self.file.durable();
-        self
+    pub fn durable(self) -> Writer {
+        let place = match self.place {
+            Place::Named(file) => Place::Named(file.durable()),
+            standard => standard,
+        };
+        Writer { place, ..self }
     }
 
     /// The tensors in the order they are written, which may differ from the order they were given in.
@@ -273,7 +306,10 @@ impl Writer {
                 sink.into_inner().unwrap_or_else(PoisonError::into_inner).finish(&self.tensors, metadata)?;
             }
         }
-        self.file.finish()
+        match self.place {
+            Place::Named(file) => file.finish(),
+            Place::Standard(file) => standard::copy_out(file),
+        }
     }
 }
 

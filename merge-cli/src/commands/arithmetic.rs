@@ -15,12 +15,15 @@ use crate::cli::{EmitArgs, ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg,
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vlmerge arithmetic ms.ckpt --base seed.ckpt --lambda 0.75 -o merged.safetensors
-  vlmerge arithmetic ms.ckpt --base seed.ckpt --lambda v=0.5,l=0.75,vl=0.3 -o merged.safetensors
-  vlmerge arithmetic ms.ckpt --base seed.ckpt --lambda 0.75 --sequential -o as_python.ckpt
+  vlmerge arithmetic ms.ckpt --base seed.ckpt --lambda 0.75 \\
+      -o merged.safetensors
+  vlmerge arithmetic ms.ckpt --base seed.ckpt --lambda v=0.5,l=0.75,vl=0.3 \\
+      -o merged.safetensors
+  vlmerge arithmetic ms.ckpt --base seed.ckpt --lambda 0.75 --sequential \\
+      -o as_python.ckpt
 
-The published formula is base + λ·Σ(expert − base). The Python code updates the base while it
-loops, θ ← θ + λ(expert − θ): --sequential reproduces that.")]
+The published formula is base + λ·Σ(expert − base). The Python code updates
+the base while it loops, θ ← θ + λ(expert − θ): --sequential reproduces that.")]
 pub struct Args {
     /// The modality-specific checkpoint.
     pub ms: PathBuf,

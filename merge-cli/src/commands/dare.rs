@@ -13,13 +13,17 @@ use crate::cli::{density, finite};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vlmerge dare base.ckpt a.ckpt b.ckpt --density 0.5 --seed 1 -o merged.safetensors
-  vlmerge dare base.ckpt a.ckpt b.ckpt --density 0.1 --ties -o merged.safetensors
-  vlmerge dare seed.ckpt ms.ckpt --experts --density 0.5 --lambda 0.5 -o merged.safetensors
+  vlmerge dare base.ckpt a.ckpt b.ckpt --density 0.5 --seed 1 \\
+      -o merged.safetensors
+  vlmerge dare base.ckpt a.ckpt b.ckpt --density 0.1 --ties \\
+      -o merged.safetensors
+  vlmerge dare seed.ckpt ms.ckpt --experts --density 0.5 --lambda 0.5 \\
+      -o merged.safetensors
 
-Each element of a vector (model − base) stays with the probability --density and is divided by
-it. The vectors' sum, or with --ties the mean of those that have the elected sign, times λ, is
-added to the base. One seed gives one file, on any machine and any number of threads.")]
+Each element of a vector (model − base) stays with the probability --density
+and is divided by it. The vectors' sum, or with --ties the mean of those that
+have the elected sign, times λ, is added to the base. One seed gives one file,
+on any machine and any number of threads.")]
 pub struct Args {
     /// What the models were trained from.
     pub base: PathBuf,

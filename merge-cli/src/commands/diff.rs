@@ -7,7 +7,7 @@ use formats::show_name;
 use merge_cli::diff::{Difference, Kind, diff};
 use serde_json::json;
 
-use super::Context;
+use super::{Context, one_standard_input};
 
 use crate::cli::JsonArg;
 use crate::{Report, progress, text};
@@ -18,8 +18,8 @@ Examples:
   vlmerge diff merged.safetensors merged.ckpt
   vlmerge diff ours.safetensors theirs.ckpt --tolerance 1e-6
 
-Exits 1 when a tensor is missing on one side, has another shape or dtype, or differs by more
-than the tolerance.")]
+Exits 1 when a tensor is missing on one side, has another shape or dtype, or
+differs by more than the tolerance. With --quiet the exit status is all it says.")]
 pub struct Args {
     pub a: PathBuf,
     pub b: PathBuf,
@@ -40,6 +40,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
+    one_standard_input([args.a.as_path(), &args.b])?;
     let a = formats::open_root(&args.a, args.root_a.as_deref())?;
     let b = formats::open_root(&args.b, args.root_b.as_deref())?;
     let bar = progress::bar(context, "comparing", a.tensors().iter().map(|info| info.bytes() as u64).sum());
@@ -67,7 +68,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         });
         return Ok(Report { stdout: serde_json::to_string_pretty(&report)? + "\n", success: beyond == 0 });
     }
-    Ok(Report { stdout: render(args, &differences, compared, beyond), success: beyond == 0 })
+    let stdout = if context.quiet { String::new() } else { render(args, &differences, compared, beyond) };
+    Ok(Report { stdout, success: beyond == 0 })
 }
 
 fn render(args: &Args, differences: &[Difference], compared: usize, beyond: usize) -> String {
@@ -83,6 +85,13 @@ fn render(args: &Args, differences: &[Difference], compared: usize, beyond: usiz
         rows.push(row);
     }
     let mut out = if differences.is_empty() { String::new() } else { text::table(&rows, &[2, 3, 4]) };
+    if out.lines().any(|line| line.chars().count() > text::WIDTH) {
+        // Names on lines of their own, what is different below.
+        let names: Vec<String> = rows.iter_mut().map(|row| row.remove(0)).collect();
+        let table = text::table(&rows, &[1, 2, 3]);
+        let lines = names.iter().zip(table.lines()).map(|(name, line)| format!("  {name}\n    {line}\n"));
+        out = lines.collect();
+    }
     if differences.len() > shown {
         out.push_str(&format!("  … and {} more (--all lists them)\n", differences.len() - shown));
     }

@@ -14,7 +14,7 @@ use merge_cli::Recipe;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Context, layout_for};
+use super::{Context, layout_for, one_standard_input};
 
 use crate::cli::{JsonArg, LayoutArg, RootArg};
 use crate::{Report, progress, text};
@@ -46,9 +46,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
+    one_standard_input([Some(args.file.as_path()), args.layout.path()].into_iter().flatten())?;
     let checkpoint = formats::open_root(&args.file, args.root.root.as_deref())?;
     // A layout that was asked for must be there; without one, any file can be looked at.
-    let layout = match layout_for(&args.layout, &checkpoint) {
+    let layout = match layout_for(&args.layout, &checkpoint, context) {
         Err(e) if args.layout.layout.is_some() => return Err(e),
         found => found.ok(),
     };
@@ -86,7 +87,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         detected: &detected,
         experts: experts.as_ref(),
         training: Training::of(&checkpoint),
-        recipe: Recipe::from_metadata(checkpoint.metadata()),
+        recipe: Recipe::history(checkpoint.metadata()),
         warnings,
         scan,
         digest,
@@ -276,9 +277,9 @@ impl View<'_> {
                 .collect();
             let others =
                 if others.is_empty() { String::new() } else { format!("  (beside it: {})", others.join(", ")) };
-            // Indented to where the values start, for a terminal of 100 columns.
+            // Indented to where the values start, for a terminal of 80 columns.
             let text = format!("{root}{others}");
-            rows.push(row("root", text::wrap(text.split(' ').map(String::from), 12, 100)));
+            rows.push(row("root", text::wrap(text.split(' ').map(String::from), 12, text::WIDTH)));
         }
         let layout = match (self.layout, config.variant) {
             (Some(layout), Some(variant)) => {
@@ -306,7 +307,7 @@ impl View<'_> {
         // A count stays on the line of its dtype.
         let words = std::iter::once(text::thousands(checkpoint.tensors().len() as u64));
         let words = words.chain(dtypes.lines().map(String::from));
-        rows.push(row("tensors", text::wrap(words, 12, 100)));
+        rows.push(row("tensors", text::wrap(words, 12, text::WIDTH)));
         let bytes = checkpoint.tensors().iter().map(|info| info.bytes() as u64).sum();
         rows.push(row("elements", format!("{}, {}", text::thousands(self.elements()), text::bytes(bytes))));
         let training = &self.training;
@@ -355,12 +356,12 @@ impl View<'_> {
         const SHOWN: usize = 40;
         for ((_, name), (count, elements)) in parts.iter().take(SHOWN) {
             let share = format!("{:.1}%", 100.0 * *elements as f64 / total);
-            rows.push(vec![text::cut(name, 60), text::thousands(*count), text::thousands(*elements), share]);
+            rows.push(vec![text::cut(name, 40), text::thousands(*count), text::thousands(*elements), share]);
         }
         out.push('\n');
         out.push_str(&text::table(&rows, &[1, 2, 3]));
         if parts.len() > SHOWN {
-            out.push_str(&format!("  … and {} more groups\n", parts.len() - SHOWN));
+            out.push_str(&format!("  … and {} more\n", text::count((parts.len() - SHOWN) as u64, "group")));
         }
     }
 
@@ -409,36 +410,33 @@ impl View<'_> {
         let widths = [0, 1].map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
         let indent = widths[0] + widths[1] + 6;
         for row in &mut rows {
-            row[2] = text::wrap(row[2].split(' ').map(String::from), indent, 100);
+            row[2] = text::wrap(row[2].split(' ').map(String::from), indent, text::WIDTH);
         }
         out.push('\n');
         out.push_str(&text::table(&rows, &[]));
     }
 
     fn how_made(&self, out: &mut String) {
-        let mut next = self.recipe.clone();
-        let mut heading = "made by";
-        while let Some(recipe) = next {
-            out.push_str(&format!("\n{heading} {} {}\n", show_name(&recipe.tool), show_name(&recipe.version)));
-            let mut rows = vec![vec!["method".to_string(), show_name(&recipe.method)]];
-            // Of a converted file, the recipe of what was converted.
-            let of = recipe.parameters.get("of").and_then(|of| serde_json::from_value(of.clone()).ok());
-            for (name, value) in recipe.parameters.iter().filter(|(name, _)| of.is_none() || *name != "of") {
-                if !value.is_null() {
-                    rows.push(vec![show_name(name), show_name(&value.to_string())]);
-                }
-            }
-            for input in &recipe.inputs {
+        let chain = self.recipe.clone().map(Recipe::chain).unwrap_or_default();
+        for (number, step) in chain.iter().enumerate() {
+            let verb = if step.is_training() { "trained" } else { "made" };
+            let from = if number == 0 { "" } else { "from a file " };
+            out.push_str(&format!("\n{from}{verb} by {}\n", show_name(&step.tool_and_version())));
+            let mut rows = match step.is_training() {
+                true => Vec::new(),
+                false => vec![vec!["method".to_string(), show_name(&step.method)]],
+            };
+            rows.extend(step.shown_parameters().map(|(name, value)| vec![show_name(&name), show_name(&value)]));
+            for input in &step.inputs {
                 let digest: String = input.content_digest.chars().take(16).collect();
                 let digest = format!("(content digest {}…)", show_name(&digest));
                 rows.push(vec![show_name(&input.role), format!("{} {digest}", show_name(&input.name))]);
             }
             let indent = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0) + 4;
             for row in &mut rows {
-                row[1] = text::wrap(row[1].split(' ').map(String::from), indent, 100);
+                row[1] = text::wrap(row[1].split(' ').map(String::from), indent, text::WIDTH);
             }
             out.push_str(&text::table(&rows, &[]));
-            (next, heading) = (of, "from a file made by");
         }
     }
 
@@ -458,7 +456,7 @@ impl View<'_> {
         if globals.len() > SHOWN {
             words.push(format!("… and {} more", globals.len() - SHOWN));
         }
-        out.push_str(&text::wrap(words, 2, 100));
+        out.push_str(&text::wrap(words, 2, text::WIDTH));
         out.push('\n');
     }
 
@@ -483,7 +481,7 @@ impl View<'_> {
         if !lines.is_empty() {
             out.push_str("\nodd\n");
             for line in lines {
-                out.push_str(&format!("  {}\n", text::wrap(line.split(' ').map(String::from), 2, 100)));
+                out.push_str(&format!("  {}\n", text::wrap(line.split(' ').map(String::from), 2, text::WIDTH)));
             }
         }
     }

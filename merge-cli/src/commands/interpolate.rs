@@ -15,10 +15,12 @@ use crate::cli::{EmitArgs, ExpertsArgs, JsonArg, LayoutArg, OutputArgs, RootArg,
 #[command(after_help = "\
 Examples:
   vlmerge interpolate ms.ckpt --ratio 0.5 -o merged.safetensors
-  vlmerge interpolate ms.ckpt --ratio 0.3 --experts used --task vqa -o merged.ckpt
+  vlmerge interpolate ms.ckpt --ratio 0.3 --experts used --task vqa \\
+      -o merged.ckpt
 
-In layers with three experts the weights are 2/3·ratio for v, 2/3·(1 − ratio) for l and 1/3 for
-vl. A ratio outside 0 to 1 extrapolates, which is allowed and warned of.")]
+In layers with three experts the weights are 2/3·ratio for v, 2/3·(1 − ratio)
+for l and 1/3 for vl. A ratio outside 0 to 1 extrapolates, which is allowed
+and warned of.")]
 pub struct Args {
     /// The modality-specific checkpoint.
     pub ms: PathBuf,

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use formats::layout::Layout;
-use formats::{Checkpoint, Error, show_path};
+use formats::standard::{input_name, is_standard, read_text};
+use formats::{Checkpoint, show_path};
 use merge_cli::ruled::Ruled;
 use merge_cli::{Emit, Job, Method, Recipe, Role, Run, Selection, jobs, recipe_file, several};
 
-use super::{Context, config_json, kept_metadata, recorded_layout};
+use super::{Context, config_json, kept_metadata, one_standard_input, recorded_layout};
 use crate::Report;
 use crate::cli::{JsonArg, LayoutArg, OutputArgs};
 
@@ -17,24 +18,29 @@ use crate::cli::{JsonArg, LayoutArg, OutputArgs};
 Examples:
   vlmerge merge --recipe mine.toml
   vlmerge merge --recipe mine.toml -o merged.safetensors --force
-  vlmerge recipe merged.safetensors > again.toml && vlmerge merge --recipe again.toml -o again.safetensors
+  vlmerge recipe merged.safetensors > again.toml
+  vlmerge merge --recipe again.toml -o again.safetensors
 
 A recipe:
   method = \"interpolate\"
   output = \"merged.safetensors\"
-  layout = \"own.toml\"           # as --layout, if the names are of no known one; or the rules themselves
+  # As --layout, if the names are of no known one; or the rules themselves.
+  layout = \"own.toml\"
 
   [[input]]
   role = \"checkpoint\"
-  file = \"ms.ckpt\"            # beside the recipe, unless it is an absolute path
+  # Beside the recipe, unless it is an absolute path.
+  file = \"ms.ckpt\"
 
   [parameters]
   ratio = 0.5
 
-  [[rule]]                      # other parameters for some tensors; of two that match, the later wins
-  layers = \"6-11\"             # 6, 6-11, 6-, or a list: 0, 3, 8-
-  parts = [\"mlp\"]             # attention, mlp, norm1, norm2, other
-  names = \"fc1\"               # a regular expression on the merged tensor's name
+  # Other parameters for some tensors; of two rules that match, the later wins.
+  # A rule, layer or part that matches nothing is an error.
+  [[rule]]
+  layers = \"6-11\"    # 6, 6-11, 6-, or a list: 0, 3, 8-
+  parts = [\"mlp\"]    # attention, mlp, norm1, norm2, other
+  names = \"fc1\"      # a regular expression on the merged tensor's name
   ratio = 0.3")]
 pub struct Args {
     /// The recipe, a TOML file.
@@ -53,27 +59,32 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
-    let text = std::fs::read_to_string(&args.recipe).map_err(|e| Error::io(&args.recipe, "read", e))?;
-    let file = recipe_file::read(&text, &args.recipe)?;
+    // One byte more than a recipe may have, so that a longer one is refused.
+    let text = read_text(&args.recipe, recipe_file::MAX_BYTES as u64 + 1, "read")?;
+    let shown = input_name(&args.recipe);
+    let file = recipe_file::read(&text, shown)?;
     let folder = args.recipe.parent().unwrap_or(Path::new(""));
     let output = match (&args.output, &file.output) {
         (Some(output), _) => output.clone(),
-        (None, Some(output)) => folder.join(output),
-        (None, None) => bail!("{}: it names no output: give one with -o OUT", show_path(&args.recipe)),
+        (None, Some(output)) => beside(folder, output),
+        (None, None) => bail!("{}: it names no output: give one with -o OUT", show_path(shown)),
     };
     let inputs = file.recipe.inputs.iter().map(|input| InputFile {
         role: input.role.clone(),
-        path: folder.join(&input.name),
+        path: beside(folder, &input.name),
         // What was found by itself once is found again; only a root that was chosen must be said.
         root: Some(input.root.clone()).filter(|root| !["", ".", "top level"].contains(&root.as_str())),
     });
     let wanted = file.recipe.inputs.clone();
     // A file beside the recipe, unless it is rules or a name.
-    let beside = |layout: String| match layout.contains('\n') || Layout::by_name(&layout).is_some() {
+    let found = |layout: String| match layout.contains('\n') || Layout::by_name(&layout).is_some() {
         true => layout,
-        false => folder.join(layout).to_string_lossy().into_owned(),
+        false => beside(folder, &layout).to_string_lossy().into_owned(),
     };
-    let layout = LayoutArg { layout: args.layout.layout.clone().or(file.recipe.layout.clone().map(beside)) };
+    let layout = LayoutArg { layout: args.layout.layout.clone().or(file.recipe.layout.clone().map(found)) };
+    one_standard_input(
+        [args.recipe.as_path()].into_iter().chain(file.recipe.inputs.iter().map(|i| Path::new(&i.name))),
+    )?;
     let task = Merging {
         recipe: file.recipe.clone(),
         inputs: inputs.collect(),
@@ -81,7 +92,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         output: &OutputArgs { output, force: args.force },
         json: args.json.json,
     };
-    let (report, made) = task.execute(context).with_context(|| show_path(&args.recipe))?;
+    let (report, made) = task.execute(context).with_context(|| show_path(shown))?;
     for (wanted, found) in wanted.iter().zip(&made.inputs) {
         if !wanted.content_digest.is_empty() && wanted.content_digest != found.content_digest {
             context.warn(format!(
@@ -91,6 +102,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// A file that a recipe names: in the recipe's folder, or standard input or output.
+fn beside(folder: &Path, name: &str) -> PathBuf {
+    if is_standard(Path::new(name)) { name.into() } else { folder.join(name) }
 }
 
 /// A file that goes into a merge.
@@ -118,22 +134,28 @@ pub struct Merging<'a> {
 }
 
 impl Merging<'_> {
+    /// Every file that is read.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.inputs.iter().map(|input| input.path.as_path()).chain(self.layout.path())
+    }
+
     /// Carries the merge out; also returns the recipe as it stands in the result.
     pub fn execute(self, context: &Context) -> Result<(Report, Recipe)> {
         if self.recipe.method == "regmean" {
             return super::regmean::execute(self, false, context);
         }
-        let mut recipe = self.recipe;
-        let selection = selection(&recipe)?;
+        let selection = selection(&self.recipe)?;
         let given: Vec<&str> = self.inputs.iter().map(|input| input.role.as_str()).collect();
-        check_roles(&recipe.method, selection.is_some(), &given)?;
+        check_roles(&self.recipe.method, selection.is_some(), &given)?;
+        one_standard_input(self.files())?;
+        let mut recipe = self.recipe.clone();
         let open = |input: &InputFile| formats::open_root(&input.path, input.root.as_deref());
         let checkpoints = self.inputs.iter().map(open).collect::<Result<Vec<Checkpoint>, _>>()?;
         let first = checkpoints.first().context("there is no input")?;
         let emit = Emit::from_parameters(&recipe.parameters).map_err(|reason| anyhow!(reason))?;
         let (jobs, layout) = match selection {
             Some(selection) => {
-                let layout = recorded_layout(self.layout, first, &mut recipe)?;
+                let layout = recorded_layout(self.layout, first, &mut recipe, context)?;
                 let mut jobs = jobs::merge_experts(first, &layout, selection)?;
                 if let Some(base) = checkpoints.get(1) {
                     jobs::add_base(&mut jobs, &layout, base, 1)?;
@@ -212,7 +234,7 @@ fn whole_checkpoints(
     // Names that mean nothing to us match as well as others.
     let names = || checkpoints.iter().take(1).flat_map(Checkpoint::tensors).map(|info| info.name.as_str());
     let layout = match (checkpoints.first(), layout.layout.is_some() || Layout::detect(names()).is_some()) {
-        (Some(first), true) => Some(recorded_layout(layout, first, recipe)?),
+        (Some(first), true) => Some(recorded_layout(layout, first, recipe, context)?),
         _ => None,
     };
     let bases = given.iter().filter(|role| **role == "base").count();

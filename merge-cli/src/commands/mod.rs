@@ -18,13 +18,13 @@ pub mod slerp;
 pub mod soup;
 pub mod ties;
 
-use std::fs::File;
-use std::io::Read;
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
 use formats::layout::Layout;
+use formats::standard::{input_name, is_standard, output_name};
 use formats::write::check_target;
 use formats::{Checkpoint, config};
 use merge_cli::{Recipe, Run, Selection, Summary};
@@ -49,7 +49,7 @@ impl Context {
 }
 
 /// The layout that was asked for, or the one the names show.
-pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
+pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint, context: &Context) -> Result<Layout> {
     if let Some(wish) = &args.layout {
         if let Some(layout) = Layout::by_name(wish) {
             return Ok(layout.clone());
@@ -57,11 +57,14 @@ pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
         if wish.contains('\n') {
             return Ok(Layout::from_toml(wish, "the recipe's layout")?);
         }
-        if !Path::new(wish).is_file() && !wish.contains(['/', '.']) {
+        if !Path::new(wish).is_file() && !wish.contains(['/', '.']) && wish != "-" {
             let known: Vec<&str> = Layout::builtin().iter().map(Layout::name).collect();
             anyhow::bail!("there is no layout '{wish}': give {} or a TOML file", known.join(", "));
         }
-        return Ok(Layout::from_toml(&layout_text(wish)?, wish)?);
+        let name = input_name(Path::new(wish));
+        let layout = Layout::from_toml(&layout_text(wish)?, &name.to_string_lossy())?;
+        warn_of_idle_rules(&layout, name, checkpoint, context);
+        return Ok(layout);
     }
     match Layout::detect(checkpoint.tensors().iter().map(|info| info.name.as_str())) {
         Some(found) => Ok(found.layout.clone()),
@@ -76,9 +79,30 @@ pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint) -> Result<Layout> {
     }
 }
 
+/// Warns of rules in a layout file that no tensor is named by, while others are: one of them may be misspelt.
+fn warn_of_idle_rules(layout: &Layout, file: &Path, checkpoint: &Checkpoint, context: &Context) {
+    let names = || checkpoint.tensors().iter().map(|info| info.name.as_str());
+    if !names().any(|name| layout.parse_name(name).is_some() || layout.parse_slot(name).is_some()) {
+        return;
+    }
+    for (part, template) in layout.idle_rules(names()) {
+        context.warn(format!(
+            "{}: the rule of {part} for '{}' matches no tensor of {}",
+            formats::show_path(file),
+            formats::show_name(&template),
+            formats::show_path(checkpoint.path())
+        ));
+    }
+}
+
 /// As [`layout_for`], and notes in the recipe which layout was asked for, a file's in full.
-pub fn recorded_layout(args: &LayoutArg, checkpoint: &Checkpoint, recipe: &mut Recipe) -> Result<Layout> {
-    let layout = layout_for(args, checkpoint)?;
+pub fn recorded_layout(
+    args: &LayoutArg,
+    checkpoint: &Checkpoint,
+    recipe: &mut Recipe,
+    context: &Context,
+) -> Result<Layout> {
+    let layout = layout_for(args, checkpoint, context)?;
     recipe.layout = match &args.layout {
         Some(wish) if Layout::by_name(wish).is_none() && !wish.contains('\n') => {
             let mut text = layout_text(wish)?;
@@ -95,10 +119,15 @@ pub fn recorded_layout(args: &LayoutArg, checkpoint: &Checkpoint, recipe: &mut R
 fn layout_text(path: &str) -> formats::Result<String> {
     // Beyond what a layout may have, so that `from_toml` refuses it, and not all of a device.
     const MOST: u64 = 2 << 20;
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MOST).read_to_string(&mut text));
-    read.map_err(|e| formats::Error::io(path, "read the layout", e))?;
-    Ok(text)
+    formats::standard::read_text(Path::new(path), MOST, "read the layout")
+}
+
+/// Refuses more than one `-` among the files that a command reads.
+pub fn one_standard_input<'p>(paths: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+    match paths.into_iter().filter(|path| is_standard(path)).count() {
+        0 | 1 => Ok(()),
+        _ => usage("only one of the files can be standard input ('-')"),
+    }
 }
 
 pub fn selection(args: &ExpertsArgs) -> Result<Selection> {
@@ -152,6 +181,9 @@ pub fn write_noting(
         }
     }
     check_target(&output.output, output.force, &inputs)?;
+    if json && is_standard(&output.output) {
+        usage("-o - writes the checkpoint to standard output, where --json would print too")?
+    }
     let started = Instant::now();
     let method = run.recipe.method.clone();
     let bar = progress::bar(context, "writing", run.jobs.iter().map(|job| job.info.bytes() as u64).sum());
@@ -162,8 +194,17 @@ pub fn write_noting(
         let values = text::count(summary.overflowed, "value");
         context.warn(format!("{values} beyond the dtype's range became infinite"));
     }
-    let report = Report { stdout: report(&method, &summary, notes(), output, started, json)?, success: true };
-    Ok((report, summary.recipe))
+    let mut said = report(&method, &summary, notes(), output, started, json)?;
+    if is_standard(&output.output) {
+        if !context.quiet {
+            let _ = std::io::stderr().write_all(said.as_bytes());
+        }
+        said.clear();
+    }
+    if context.quiet && !json {
+        said.clear();
+    }
+    Ok((Report { stdout: said, success: true }, summary.recipe))
 }
 
 fn report(
@@ -175,7 +216,7 @@ fn report(
     json: bool,
 ) -> Result<String> {
     let seconds = started.elapsed().as_secs_f64();
-    let size = std::fs::metadata(&output.output).map(|found| found.len()).unwrap_or(0);
+    let size = std::fs::metadata(&output.output).map_or(summary.bytes, |found| found.len());
     if json {
         let mut report = json!({
             "output": output.output.to_string_lossy(),
@@ -197,7 +238,7 @@ fn report(
     let notes = notes.iter().filter(|note| !note.text.is_empty()).map(|note| format!("  {}\n", note.text.trim_end()));
     Ok(format!(
         "{}: {}{merged}, {} in {seconds:.2} s\n{}",
-        formats::show_path(&output.output),
+        formats::show_path(output_name(&output.output)),
         text::count(summary.tensors as u64, "tensor"),
         text::bytes(size),
         notes.collect::<String>()
@@ -213,13 +254,14 @@ pub fn config_json(checkpoint: &Checkpoint, layout: &Layout, merged: bool) -> Op
     serde_json::to_string(&config).ok()
 }
 
-/// Metadata that goes with the tensors into a new file, without what the new file says itself.
+/// Metadata that goes with the tensors into a new file, without what the new file says itself: its configuration, and
+/// in its recipe how the checkpoint was made and trained.
 pub fn kept_metadata(checkpoint: &Checkpoint) -> formats::write::Metadata {
     let own = [merge_cli::recipe::RECIPE_KEY, formats::CONFIG_KEY];
     checkpoint
         .metadata()
         .iter()
-        .filter(|(key, _)| !own.contains(&key.as_str()))
+        .filter(|(key, _)| !own.contains(&key.as_str()) && !formats::history::is_training(key))
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect()
 }
@@ -227,7 +269,7 @@ pub fn kept_metadata(checkpoint: &Checkpoint) -> formats::write::Metadata {
 /// A recipe of the running version for what isn't merging: it keeps the recipe that made its input.
 pub fn derived_recipe(method: &str, parameters: serde_json::Value, input: &Checkpoint) -> Result<Recipe> {
     let mut recipe = recipe(method, parameters);
-    if let Some(made_by) = Recipe::from_metadata(input.metadata()) {
+    if let Some(made_by) = Recipe::history(input.metadata()) {
         recipe.parameters.insert("of".into(), serde_json::to_value(made_by)?);
     }
     Ok(recipe)

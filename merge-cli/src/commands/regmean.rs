@@ -6,13 +6,13 @@ use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use formats::grams::GramRecord;
 use formats::{Checkpoint, show_name, show_path};
-use merge_cli::methods::{self, LayerReport, Method, OnSingular, RegMean, RegMeanOptions};
-use merge_cli::ruled::parameters_of;
+use merge_cli::methods::{self, LayerReport, Method, OnSingular, RegMean, RegMeanOptions, leave_out_absent};
+use merge_cli::ruled::{check_rules, parameters_of};
 use merge_cli::{Emit, Merge, Recipe, Run, Selection, Task, jobs};
 use serde_json::json;
 
 use super::merge::{InputFile, Merging, check_roles};
-use super::{Context, Note, config_json, kept_metadata, recorded_layout, usage, write_noting};
+use super::{Context, Note, config_json, kept_metadata, one_standard_input, recorded_layout, write_noting};
 use crate::cli::{EmitArgs, ExpertsChoice, JsonArg, LayoutArg, OutputArgs, RootArg, finite};
 use crate::{Report, text};
 
@@ -20,20 +20,28 @@ use crate::{Report, text};
 #[command(after_help = "\
 Examples:
   vlmerge regmean --grams grams.safetensors
-  vlmerge regmean ms.ckpt --grams grams_irtr.pth --task irtr --non-diag-scale 0.9 -o merged.safetensors
-  vlmerge regmean ms.ckpt --grams grams_vqa.pth --task vqa --on-singular ridge -o merged.ckpt
+  vlmerge regmean ms.ckpt --grams grams_irtr.pth --task irtr \\
+      --non-diag-scale 0.9 -o merged.safetensors
+  vlmerge regmean ms.ckpt --grams grams_vqa.pth --task vqa \\
+      --on-singular ridge -o merged.ckpt
 
-Gram files come from `engine grams` or from the Python code (a dict of [d, d] matrices saved with
-torch.save); f32 matrices and packed upper triangles, [d(d + 1)/2] row by row, do as well. Biases
-and norms become the plain mean. The report shows the objective Σ‖(W − Wₘ)Xₘ‖² of the plain mean
-and how much of it RegMean leaves.")]
+Gram files come from `engine grams` or from the Python code (a dict of [d, d]
+matrices saved with torch.save); f32 matrices and packed upper triangles,
+[d(d+1)/2] row by row, do as well. Biases and norms become the plain mean. The
+report shows the objective Σ‖(W − Wₘ)Xₘ‖² of the plain mean and how much of it
+RegMean leaves.
+
+A missing gram is an error. With --experts all and a --task, an expert whose
+gram is missing is left out of the weight instead, as in the Python code for
+NLVR2, and the report lists it.")]
 pub struct Args {
     /// The modality-specific checkpoint [default: the one the gram file was recorded from].
     pub ms: Option<PathBuf>,
     /// The gram matrices of its linear layers' inputs.
     #[arg(long, value_name = "FILE")]
     pub grams: PathBuf,
-    /// The task whose experts are merged [default: the one the gram file was recorded for].
+    /// The task whose experts are merged, or with --experts all the one that the grams are of
+    /// [default: the one the gram file was recorded for].
     #[arg(long, value_name = "T")]
     pub task: Option<Task>,
     /// Experts to merge: those that the task's forward pass uses, or all there are.
@@ -71,18 +79,20 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let grams = formats::open(&args.grams)?;
     let record = record(&grams)?;
-    let selection = selection(args, record.as_ref(), context)?;
+    let (selection, partial) = selection(args, record.as_ref(), context)?;
     let checkpoint = checkpoint(args, record.as_ref())?;
+    let path = args.ms.as_deref().unwrap_or(checkpoint.path());
     let recorded_root = record.filter(|_| args.ms.is_none()).and_then(|record| record.root);
     let options =
         RegMeanOptions { non_diag_scale: args.non_diag_scale, ridge: args.ridge, on_singular: args.on_singular };
     let mut parameters = options.parameters();
     parameters.extend(selection.parameters());
+    parameters.extend(partial.map(|task| ("task".into(), json!(task))));
     parameters.extend(args.emit.emit.parameters());
     let merging = Merging {
         recipe: Recipe::new("regmean", parameters),
         inputs: vec![
-            InputFile::new("checkpoint", checkpoint.path(), &args.root.root.clone().or(recorded_root)),
+            InputFile::new("checkpoint", path, &args.root.root.clone().or(recorded_root)),
             InputFile::new("grams", &args.grams, &None),
         ],
         layout: &args.layout,
@@ -97,14 +107,21 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     let mut recipe = merging.recipe;
     let given: Vec<&str> = merging.inputs.iter().map(|input| input.role.as_str()).collect();
     check_roles(&recipe.method, true, &given)?;
+    one_standard_input(merging.inputs.iter().map(|input| input.path.as_path()))?;
     let open = |input: &InputFile| formats::open_root(&input.path, input.root.as_deref());
     let (checkpoint, grams) = (open(&merging.inputs[0])?, open(&merging.inputs[1])?);
     let in_words = |reason: String| anyhow!(reason);
-    let selection = Selection::from_parameters(&recipe.parameters).map_err(in_words)?;
+    let (selection, partial) = experts_of(&recipe).map_err(in_words)?;
     let emit = Emit::from_parameters(&recipe.parameters).map_err(in_words)?;
     let options: RegMeanOptions = methods::read(&recipe.parameters).map_err(in_words)?;
-    let layout = recorded_layout(merging.layout, &checkpoint, &mut recipe)?;
-    let jobs = jobs::merge_experts(&checkpoint, &layout, selection)?;
+    let layout = recorded_layout(merging.layout, &checkpoint, &mut recipe, context)?;
+    let mut jobs = jobs::merge_experts(&checkpoint, &layout, selection)?;
+    let absent = match partial {
+        Some(_) => leave_out_absent(&grams, &layout, &mut jobs)?,
+        None => Vec::new(),
+    };
+    let merges = jobs.iter().filter_map(|job| job.source.merge());
+    check_rules(&recipe.rules, merges.filter(|merge| layout.is_linear(&merge.name))).map_err(in_words)?;
     // What a rule says was checked when the recipe was read.
     let own = |merge: &Merge| methods::read(&parameters_of(merge, &recipe.parameters, &recipe.rules)).ok();
     let method = RegMean::new(&grams, &layout, &jobs, options, own)?;
@@ -114,6 +131,7 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     formats::write::check_target(&merging.output.output, merging.output.force, &[&grams])?;
     recipe.parameters = method.parameters();
     recipe.parameters.extend(selection.parameters());
+    recipe.parameters.extend(partial.map(|task| ("task".into(), json!(task))));
     recipe.parameters.extend(emit.parameters());
     let run = Run {
         jobs: emit.apply(jobs, &checkpoint, &layout)?,
@@ -127,30 +145,41 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     let root = run.usual_root();
     let notes = || {
         let layers = method.layers();
-        let singular: Vec<&LayerReport> = layers.iter().filter(|layer| layer.singular).collect();
-        if !singular.is_empty() {
-            let what = match singular.iter().any(|layer| layer.ridge > options.ridge) {
-                true => "got a ridge",
-                false => "took the plain mean",
-            };
-            let layers = text::count(singular.len() as u64, "layer");
-            context.warn(format!("{layers} whose summed grams are not positive definite {what}"));
+        if let Some(what) = in_singular_layers(&layers) {
+            context.warn(format!("summed grams are not positive definite: {what}"));
         }
-        vec![Note { key: "layers", value: json!(layers), text: summary(&layers) }]
+        vec![
+            Note { key: "layers", value: json!(layers), text: summary(&layers) },
+            Note { key: "absent_grams", text: absent_text(&absent), value: json!(absent) },
+        ]
     };
     write_noting(run, root, notes, merging.output, merging.json, context)
+}
+
+/// The experts that a recipe merges and, where these are all there are, the task that its grams were recorded for, if
+/// it names one: then a weight is solved from the grams there are.
+fn experts_of(recipe: &Recipe) -> Result<(Selection, Option<Task>), String> {
+    let mut parameters = recipe.parameters.clone();
+    if parameters.get("experts").is_some_and(|experts| experts != "all") || !parameters.contains_key("task") {
+        return Selection::from_parameters(&parameters).map(|selection| (selection, None));
+    }
+    parameters.insert("experts".into(), json!("used"));
+    match Selection::from_parameters(&parameters)? {
+        Selection::Used(task) => Ok((Selection::All, Some(task))),
+        Selection::All => Ok((Selection::All, None)),
+    }
 }
 
 fn record(grams: &Checkpoint) -> formats::Result<Option<GramRecord>> {
     GramRecord::from_metadata(grams.metadata()).map_err(|reason| formats::Error::file(grams.path(), show_name(&reason)))
 }
 
-fn selection(args: &Args, record: Option<&GramRecord>, context: &Context) -> Result<Selection> {
+/// The experts to merge and, with `--experts all`, the task that was given.
+fn selection(args: &Args, record: Option<&GramRecord>, context: &Context) -> Result<(Selection, Option<Task>)> {
     let recorded = record.and_then(|record| record.task.as_deref());
     let task = match (args.experts, args.task) {
-        (ExpertsChoice::All, None) => return Ok(Selection::All),
-        (ExpertsChoice::All, Some(_)) => return usage("--task says which experts are used: leave out --experts all"),
-        (ExpertsChoice::Used, Some(task)) => task,
+        (ExpertsChoice::All, None) => return Ok((Selection::All, None)),
+        (_, Some(task)) => task,
         (ExpertsChoice::Used, None) => match recorded {
             None => bail!(
                 "{}: it doesn't say for which task it was recorded: give --task T, or --experts all",
@@ -173,7 +202,10 @@ fn selection(args: &Args, record: Option<&GramRecord>, context: &Context) -> Res
         let grams = show_path(&args.grams);
         context.warn(format!("{grams}: these grams were recorded for '{}'", show_name(recorded)));
     }
-    Ok(Selection::Used(task))
+    Ok(match args.experts {
+        ExpertsChoice::All => (Selection::All, Some(task)),
+        ExpertsChoice::Used => (Selection::Used(task), None),
+    })
 }
 
 /// The checkpoint that was given, or the one the grams were recorded from.
@@ -243,29 +275,51 @@ fn summary(layers: &[LayerReport]) -> String {
         }
     }
     rows.sort_by_key(|&(layer, _)| layer);
-    let mut table = vec![vec!["layer".to_string()]];
-    table[0].extend(kinds.iter().map(|kind| kind.to_string()));
-    for (layer, reports) in rows {
-        let mut row = vec![layer.map_or_else(|| "–".to_string(), |layer| layer.to_string())];
-        for wanted in &kinds {
-            row.push(reports.iter().find(|report| kind(report) == *wanted).map_or_else(String::new, |r| cell(r)));
-        }
-        table.push(row);
-    }
-    let right: Vec<usize> = (0..=kinds.len()).collect();
-    let mut out = "Σ‖(W − Wₘ)Xₘ‖² of the plain mean, and what RegMean leaves of it:\n".to_string();
-    out.push_str(&text::table(&table, &right));
-    out.push_str(&format!("all layers: {before:.3e}, {} left\n", percent(after, before)));
-    let ridges: Vec<String> =
-        layers.iter().filter(|layer| layer.singular && layer.ridge > 0.0).map(|l| format!("{:e}", l.ridge)).collect();
-    if layers.iter().any(|layer| layer.singular) {
-        let what = match ridges.iter().max() {
-            Some(most) => format!("got a ridge of up to {most}"),
-            None => "took the plain mean".to_string(),
+    let labels = rows.iter().map(|(layer, _)| layer.map_or_else(|| "–".to_string(), |layer| layer.to_string()));
+    let labels: Vec<String> = labels.collect();
+    let columns = kinds.iter().map(|&wanted| {
+        let cell = |(_, reports): &(Option<usize>, Vec<&LayerReport>)| {
+            reports.iter().find(|report| kind(report) == wanted).map_or_else(String::new, |report| cell(report))
         };
+        let column = text::Column { heading: wanted.into(), cells: rows.iter().map(cell).collect() };
+        text::Columns { title: String::new(), columns: vec![column] }
+    });
+    let columns: Vec<text::Columns> = columns.collect();
+    let mut out = "Σ‖(W − Wₘ)Xₘ‖² of the plain mean, and what RegMean leaves of it:\n".to_string();
+    out.push_str(&text::grouped("layer", &labels, &columns, text::WIDTH - 2));
+    out.push_str(&format!("all layers: {before:.3e}, {} left\n", percent(after, before)));
+    if let Some(what) = in_singular_layers(layers) {
         out.push_str(&format!("* summed grams not positive definite: {what}\n"));
     }
     out
+}
+
+/// What became of the layers whose summed grams aren't positive definite; `None` without such layers.
+fn in_singular_layers(layers: &[LayerReport]) -> Option<String> {
+    let singular = || layers.iter().filter(|layer| layer.singular);
+    let ridges: Vec<f64> = singular().filter(|layer| !layer.plain_mean).map(|layer| layer.ridge).collect();
+    let means = singular().filter(|layer| layer.plain_mean).count() as u64;
+    let with_ridge = ridges.iter().copied().max_by(f64::total_cmp).map(|most| {
+        let up_to = if ridges.len() > 1 { "up to " } else { "" };
+        format!("{} got a ridge of {up_to}{most:e}", text::count(ridges.len() as u64, "layer"))
+    });
+    let with_mean = (means > 0).then(|| format!("{} took the plain mean", text::count(means, "layer")));
+    let what: Vec<String> = with_ridge.into_iter().chain(with_mean).collect();
+    (!what.is_empty()).then(|| what.join(" and "))
+}
+
+/// The grams that were not there, by name.
+fn absent_text(absent: &[String]) -> String {
+    if absent.is_empty() {
+        return String::new();
+    }
+    let names = absent.iter().enumerate().map(|(number, name)| match number + 1 == absent.len() {
+        true => show_name(name),
+        false => show_name(name) + ",",
+    });
+    let heading =
+        format!("{} absent, whose experts have no part in these weights:", text::count(absent.len() as u64, "gram"));
+    format!("{heading}\n    {}", text::wrap(names, 4, text::WIDTH))
 }
 
 /// What kind of linear layer a slot is: its name after the layer's number, without the last part.
@@ -301,4 +355,40 @@ fn fraction(text: &str) -> Result<f64, String> {
 
 fn ridge(text: &str) -> Result<f64, String> {
     finite(text).ok().filter(|&value| value >= 0.0).ok_or_else(|| "it must be a number from 0 on".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::layout::Part;
+
+    use super::*;
+
+    fn layer(ridge: f64, plain_mean: bool, singular: bool) -> LayerReport {
+        LayerReport {
+            slot: "w".into(),
+            layer: Some(0),
+            part: Part::Mlp,
+            modalities: Vec::new(),
+            mean_objective: 0.0,
+            objective: 0.0,
+            ridge,
+            condition: 1.0,
+            singular,
+            plain_mean,
+        }
+    }
+
+    #[test]
+    fn ridges_are_not_compared_as_text() {
+        let ridge = |ridge| layer(ridge, false, true);
+        let said = |layers: &[LayerReport]| in_singular_layers(layers);
+        assert_eq!(said(&[ridge(1e-6), ridge(1e-5)]).as_deref(), Some("2 layers got a ridge of up to 1e-5"));
+        assert_eq!(said(&[ridge(0.002), ridge(0.1)]).as_deref(), Some("2 layers got a ridge of up to 1e-1"));
+        assert_eq!(said(&[ridge(1e-6), layer(0.5, false, false)]).as_deref(), Some("1 layer got a ridge of 1e-6"));
+        // A ridge that was asked for and not used, because the plain mean was taken, is none.
+        let mixed = [ridge(1e-4), layer(1e-3, true, true), layer(1e-3, true, true)];
+        let expected = "1 layer got a ridge of 1e-4 and 2 layers took the plain mean";
+        assert_eq!(said(&mixed).as_deref(), Some(expected));
+        assert_eq!(said(&[layer(0.0, false, false)]), None);
+    }
 }

@@ -8,7 +8,7 @@ use merge_cli::Run;
 use merge_cli::resize::{Resized, resize};
 use serde_json::json;
 
-use super::{Context, Note, derived_recipe, kept_metadata, layout_for, write_noting};
+use super::{Context, Note, derived_recipe, kept_metadata, layout_for, one_standard_input, write_noting};
 use crate::cli::{JsonArg, LayoutArg, OutputArgs, RootArg};
 use crate::{Report, text};
 
@@ -18,9 +18,10 @@ Examples:
   vlmerge resize merged.safetensors --image-size 384 -o merged_384.safetensors
   vlmerge resize beit3_base_patch16_224.pth --image-size 480 -o beit3_480.pth
 
-The grid in each position table is resized as PyTorch's bicubic interpolation does it; rows for the
-class token and for text stay. Index buffers, which loading code computes, are left out. At the
-file's own size everything is copied.")]
+The grid in each position table is resized as PyTorch's bicubic interpolation
+does it; rows for the class token and for text stay. Index buffers, which
+loading code computes, are left out. At the file's own size everything is
+copied.")]
 pub struct Args {
     /// The checkpoint.
     pub file: PathBuf,
@@ -41,8 +42,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
+    one_standard_input([Some(args.file.as_path()), args.layout.path()].into_iter().flatten())?;
     let checkpoint = formats::open_root(&args.file, args.root.root.as_deref())?;
-    let layout = layout_for(&args.layout, &checkpoint)?;
+    let layout = layout_for(&args.layout, &checkpoint, context)?;
     let text_len = args.max_text_len_of_initckpt.map(|tokens| tokens as usize);
     let resized = resize(&checkpoint, &layout, args.image_size as usize, text_len)?;
     let detected = checkpoint.config(&layout);
@@ -86,7 +88,10 @@ fn notes(resized: &Resized, image_size: u32) -> Vec<Note> {
                 0 => String::new(),
                 n => format!(" and {}", text::count(n as u64, "table") + " like it"),
             };
-            format!("{}{others}: {from} × {from} patches → {to} × {to}, {before:?} → {after:?}", show_name(&first.name))
+            format!(
+                "{}{others}:\n    {from} × {from} patches → {to} × {to}, {before:?} → {after:?}",
+                show_name(&first.name)
+            )
         }
     };
     let resized_tables = Note { key: "tables", value: tables, text };

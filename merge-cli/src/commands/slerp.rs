@@ -16,10 +16,11 @@ Examples:
   vlmerge slerp a.ckpt b.ckpt --t 0.5 -o between.safetensors
   vlmerge slerp ms.ckpt --experts --t 0.5 -o merged.safetensors
 
-Tensor by tensor along the arc from A to B; linearly where they are parallel (|cos| > 0.9995) or
-one is zero. With --experts from v to l, and in layers with a vl expert from there a third of the
-way to it, so that vl weighs a third as in interpolate. A t outside 0 to 1 extrapolates, which is
-allowed and warned of.")]
+Tensor by tensor along the arc from A to B; linearly where they are parallel
+(|cos| > 0.9995) or one is zero. With --experts from v to l, and in layers
+with a vl expert from there a third of the way to it, so that vl weighs a
+third as in interpolate. A t outside 0 to 1 extrapolates, which is allowed and
+warned of.")]
 pub struct Args {
     /// Two checkpoints, or the modality-specific one with --experts.
     #[arg(required = true, value_name = "FILE", num_args = 1..)]

@@ -8,8 +8,8 @@ use merge_cli::methods::Soup;
 
 use super::several::{self, SeveralArgs};
 use super::{Context, usage};
-use crate::Report;
 use crate::cli::finite;
+use crate::{Report, text};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -17,10 +17,12 @@ Examples:
   vlmerge soup a.ckpt b.ckpt c.ckpt -o soup.safetensors
   vlmerge soup a.ckpt b.ckpt --weights 3,1 -o soup.safetensors
   vlmerge soup ms.ckpt --experts -o merged.safetensors
-  vlmerge soup ms.ckpt --experts --weights v=0.4,l=0.4,vl=0.2 -o merged.safetensors
+  vlmerge soup ms.ckpt --experts --weights v=0.4,l=0.4,vl=0.2 \\
+      -o merged.safetensors
 
-Weights are divided by their sum: 3,1 is 0.75,0.25. With --experts that is done in each layer, so
-that v and l share what vl would have where there is none. --no-normalize takes them as they are.")]
+Weights are divided by their sum: 3,1 is 0.75,0.25. With --experts that is
+done in each layer, so that v and l share what vl would have where there is
+none. --no-normalize takes them as they are.")]
 pub struct Args {
     /// The checkpoints, or the modality-specific one with --experts.
     #[arg(required = true, value_name = "FILE")]
@@ -46,13 +48,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let in_one = args.several.experts.is_some();
     if let Some(weights) = &args.weights {
         let count = weights.values.len();
+        let numbers = text::count(count as u64, "number");
         match (in_one, weights.named) {
             (false, true) => usage("--weights v=… is for --experts: give a number for each checkpoint")?,
             (false, false) if count != args.files.len() => {
-                usage(&format!("--weights has {count} numbers for {} checkpoints", args.files.len()))?
+                usage(&format!("--weights has {numbers} for {}", text::count(args.files.len() as u64, "checkpoint")))?
             }
             (true, _) if !(2..=3).contains(&count) => {
-                usage(&format!("--weights has {count} numbers; experts are v, l and vl"))?
+                usage(&format!("--weights has {numbers}; experts are v, l and vl"))?
             }
             _ => {}
         }

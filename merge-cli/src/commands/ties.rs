@@ -13,11 +13,13 @@ use crate::cli::{density, finite};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vlmerge ties base.ckpt a.ckpt b.ckpt --density 0.2 --lambda 1 -o merged.safetensors
+  vlmerge ties base.ckpt a.ckpt b.ckpt --density 0.2 --lambda 1 \\
+      -o merged.safetensors
   vlmerge ties seed.ckpt ms.ckpt --experts --density 0.2 -o merged.safetensors
 
-Of each vector (model − base) the top share of magnitudes stays, tensor by tensor; signs are
-elected by mass; the mean of what agrees, times λ, is added to the base.")]
+Of each vector (model − base) the top share of magnitudes stays, tensor by
+tensor; signs are elected by mass; the mean of what agrees, times λ, is added
+to the base.")]
 pub struct Args {
     /// What the models were trained from.
     pub base: PathBuf,

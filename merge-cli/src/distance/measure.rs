@@ -78,7 +78,7 @@ impl<'a> Measurement<'a> {
             .iter()
             .filter_map(|job| match &job.source {
                 Source::Merge(merge) => Some((job, merge)),
-                Source::Copy { .. } | Source::Computed(_) => None,
+                Source::Copy { .. } | Source::Computed(_) | Source::New(_) => None,
             })
             .collect();
         let mut cells: BTreeMap<(Option<usize>, PartGroup, [bool; 3]), Cell> = BTreeMap::new();

@@ -88,6 +88,17 @@ impl Method for Arithmetic {
         Ok(())
     }
 
+    fn check_all(&self, merges: &[&Merge]) -> Result<(), String> {
+        let is_merged = |modality: &Modality| {
+            let wanted = Role::Expert(*modality);
+            merges.iter().flat_map(|merge| &merge.inputs).any(|input| input.role == wanted)
+        };
+        match self.lambda.by_modality.keys().find(|modality| !is_merged(modality)) {
+            Some(idle) => Err(format!("lambda has a value for {idle}, and no {idle} expert is merged with others")),
+            None => Ok(()),
+        }
+    }
+
     fn warnings(&self) -> Vec<String> {
         let by_modality = &self.lambda.by_modality;
         let unusual = by_modality.iter().filter_map(|(modality, &lambda)| {

@@ -12,7 +12,7 @@ mod vectors;
 pub use arithmetic::{Arithmetic, Lambda};
 pub use dare::Dare;
 pub use interpolate::Interpolate;
-pub use regmean::{LayerReport, OnSingular, Options as RegMeanOptions, RegMean};
+pub use regmean::{LayerReport, OnSingular, Options as RegMeanOptions, RegMean, leave_out_absent};
 pub use slerp::Slerp;
 pub use soup::Soup;
 pub use ties::Ties;
@@ -98,6 +98,14 @@ pub trait Method: Sync {
     /// # Errors
     /// The reason why not.
     fn check(&self, _merge: &Merge) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether each parameter applies to one at least of all the merges.
+    ///
+    /// # Errors
+    /// The parameter that applies to none, in words.
+    fn check_all(&self, _merges: &[&Merge]) -> Result<(), String> {
         Ok(())
     }
 

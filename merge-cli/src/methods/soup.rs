@@ -1,5 +1,6 @@
 //! Model soups: a weighted mean of models.
 
+use formats::layout::Modality;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -42,7 +43,7 @@ impl Soup {
             let (number, what) = match input.role {
                 Role::Model(number) => (number, format!("model {}", number + 1)),
                 Role::Expert(modality) => (modality as usize, format!("the {modality} expert")),
-                role => return Err(format!("a soup has no place for {role:?}")),
+                Role::Base | Role::BaseExpert(_) => return Err("a soup has no place for a base".into()),
             };
             chosen.push(*weights.get(number).ok_or_else(|| format!("there is no weight for {what}"))?);
         }
@@ -81,6 +82,27 @@ impl Method for Soup {
         self.coefficients(merge).map(|_| ())
     }
 
+    fn check_all(&self, merges: &[&Merge]) -> Result<(), String> {
+        let Some(weights) = &self.weights else { return Ok(()) };
+        let roles = || merges.iter().flat_map(|merge| &merge.inputs).map(|input| input.role);
+        let models =
+            roles().filter_map(|role| if let Role::Model(number) = role { Some(number + 1) } else { None }).max();
+        if let Some(models) = models {
+            return match weights.len() > models {
+                true => Err(format!("there are {} weights for {models} models", weights.len())),
+                false => Ok(()),
+            };
+        }
+        let idle = Modality::ALL.into_iter().take(weights.len()).find(|&m| roles().all(|role| role != Role::Expert(m)));
+        match idle {
+            Some(idle) => Err(format!("there is a weight for {idle}, and no {idle} expert is merged with others")),
+            None if weights.len() > Modality::ALL.len() => {
+                Err(format!("there are {} weights: experts are v, l and vl", weights.len()))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn merge_f32(&self, span: &Span, inputs: &[&[f32]], out: &mut [f32]) -> formats::Result<()> {
         self.merge(span, inputs, out);
         Ok(())
@@ -114,7 +136,7 @@ pub(super) fn weighted_sum<T: Element>(coefficients: &[f64], inputs: &[&[T]], ou
 
 #[cfg(test)]
 mod tests {
-    use formats::layout::Modality::{self, Language, Vision, VisionLanguage};
+    use formats::layout::Modality::{Language, Vision, VisionLanguage};
     use proptest::collection::vec;
     use proptest::prelude::*;
 

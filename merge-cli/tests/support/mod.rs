@@ -62,13 +62,19 @@ impl Folder {
 
     /// A safetensors file of f32 tensors: name, shape, values.
     pub fn safetensors(&self, name: &str, tensors: &[(&str, &[usize], &[f32])]) {
+        self.safetensors_saying(name, tensors, &[]);
+    }
+
+    /// The same with metadata.
+    pub fn safetensors_saying(&self, name: &str, tensors: &[(&str, &[usize], &[f32])], metadata: &[(&str, &str)]) {
+        let metadata: Metadata = metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         let info = |&(name, shape, _): &(&str, &[usize], &[f32])| TensorInfo {
             name: name.to_string(),
             dtype: Dtype::F32,
             shape: shape.to_vec(),
         };
         let infos = tensors.iter().map(info).collect();
-        let writer = Writer::create(&self.path(name), infos, &Metadata::new()).unwrap();
+        let writer = Writer::create(&self.path(name), infos, &metadata).unwrap();
         let order: Vec<String> = writer.tensors().iter().map(|info| info.name.clone()).collect();
         let produce = |piece: &Piece, bytes: &mut Vec<u8>| {
             let (.., values) = tensors.iter().find(|(name, ..)| *name == order[piece.tensor]).unwrap();
@@ -84,7 +90,7 @@ impl Folder {
                 },
             )
             .unwrap();
-        writer.finish(&Metadata::new()).unwrap();
+        writer.finish(&metadata).unwrap();
     }
 
     fn files(&self) -> Vec<PathBuf> {

@@ -24,8 +24,25 @@ fn every_command_has_help_with_an_example() {
     for command in commands {
         let help = folder.vlmerge(&format!("{command} --help")).done();
         assert!(help.contains("\nExamples:\n") && help.contains(&format!("  vlmerge {command} ")), "{help}");
-        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
         assert_eq!(folder.vlmerge(&format!("help {command}")).done(), help);
+    }
+}
+
+/// Examples can be pasted as they are: a line that goes on ends in `\`, and notes are wrapped once, by hand.
+#[test]
+fn examples_do_not_break_when_pasted() {
+    let folder = Folder::new();
+    for command in commands(&folder) {
+        let help = folder.vlmerge(&format!("{command} --help")).done();
+        let (_, notes) = help.split_once("\nExamples:\n").unwrap();
+        let examples: Vec<&str> = notes.lines().take_while(|line| !line.is_empty()).collect();
+        for (line, next) in examples.iter().zip(examples.iter().skip(1).map(|line| Some(*line)).chain([None])) {
+            let goes_on = next.is_some_and(|next| next.starts_with("   "));
+            assert_eq!(line.ends_with(" \\"), goes_on, "{command}: {line}");
+            assert!(line.starts_with("  vlmerge ") || line.starts_with("      "), "{command}: {line}");
+        }
+        assert!(help.lines().all(|line| line == line.trim_end()), "{help}");
     }
 }
 

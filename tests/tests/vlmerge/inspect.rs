@@ -38,7 +38,7 @@ fn everything_that_pytorch_saved_and_all_golden_files() {
         let text = run(&["--scan"]).done();
         // The first line is the path.
         for line in text.lines().skip(1) {
-            assert!(line.chars().count() <= 100, "{name}: more than 100 columns: {line}");
+            assert!(line.chars().count() <= 80, "{name}: more than 80 columns: {line}");
             assert!(!line.chars().any(char::is_control), "{name}: {line:?}");
         }
         let report: Value = serde_json::from_str(&run(&["--json"]).done()).unwrap();

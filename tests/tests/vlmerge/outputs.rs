@@ -156,3 +156,18 @@ fn names_with_spaces_and_other_scripts() {
     assert!(printed.starts_with("ein Modell – 模型.safetensors: 8 tensors"), "{printed}");
     assert_eq!(read(&folder.path("ein Modell – 模型.safetensors")).len(), 8);
 }
+
+/// `--quiet` is for scripts: the exit status is the answer, and what a command is for is still printed.
+#[test]
+fn quiet_prints_no_summary_on_stdout_either() {
+    let folder = edited(|_| ());
+    let line = "interpolate ms.safetensors --ratio 0.5 -o out.safetensors --force";
+    assert_eq!(folder.vlmerge(&format!("{line} --quiet")).done(), "");
+    assert!(folder.vlmerge(line).done().starts_with("out.safetensors: 8 tensors"));
+    assert_eq!(folder.json(&format!("{line} -q"))["tensors"], 8);
+    assert_eq!(folder.vlmerge("diff out.safetensors out.safetensors -q").done(), "");
+    for asked in ["inspect out.safetensors -q", "recipe out.safetensors -q", "distance ms.safetensors -q"] {
+        assert!(!folder.vlmerge(asked).done().is_empty(), "{asked}");
+    }
+    assert!(folder.refuses("interpolate ms.safetensors --ratio 0.5 -o out.safetensors -q").contains("--force"));
+}

@@ -15,7 +15,7 @@ use merge_cli::distance::{Distance, Measurement, Metrics, Pair, Scope, Space};
 use merge_cli::{Selection, jobs};
 use serde_json::json;
 
-use super::{Context, layout_for};
+use super::{Context, layout_for, one_standard_input};
 use crate::cli::{JsonArg, LayoutArg, RootArg};
 use crate::{Report, progress, text};
 
@@ -26,12 +26,16 @@ Examples:
   vlmerge distance ms.ckpt --base seed.ckpt --plot distance.svg
   vlmerge distance ms.ckpt --base seed.ckpt --top-k 10 --json
 
-For every pair of modalities, layer and part, with x and y one modality's values each:
+For every pair of modalities, layer and part, with x and y one modality's
+values each:
   L2      ‖x − y‖
   cosine  x·y / (‖x‖‖y‖), a similarity: 1 is closest
-  SSD     soft sign dissimilarity, mean of 1 − |x+y| / (|x|+|y|), 0 where both are 0
-  TSSD    SSD after zeroing, in x and in y, all but the largest magnitudes (--top-k)
-The closer the experts, the better a merge is expected to be (Sung et al., 2023).")]
+  SSD     soft sign dissimilarity: the mean of 1 − |x+y| / (|x|+|y|), 0 where
+          both are 0
+  TSSD    SSD after zeroing, in x and in y, all but the largest magnitudes
+          (--top-k)
+The closer the experts, the better a merge is expected to be (Sung et al.,
+2023).")]
 pub struct Args {
     /// The modality-specific checkpoint.
     pub ms: PathBuf,
@@ -61,13 +65,14 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let plot = args.plot.as_deref().map(|path| Picture::for_path(path).map(|picture| (path, picture))).transpose()?;
+    one_standard_input([Some(args.ms.as_path()), args.base.as_deref(), args.layout.path()].into_iter().flatten())?;
     let checkpoint = formats::open_root(&args.ms, args.root.root.as_deref())?;
     let base = args.base.as_ref().map(|path| formats::open_root(path, args.base_root.as_deref())).transpose()?;
     let checkpoints: Vec<_> = [Some(&checkpoint), base.as_ref()].into_iter().flatten().collect();
     if let Some((path, _)) = plot {
         check_file_target(path, args.force, &checkpoints)?;
     }
-    let layout = layout_for(&args.layout, &checkpoint)?;
+    let layout = layout_for(&args.layout, &checkpoint, context)?;
     let mut jobs = jobs::merge_experts(&checkpoint, &layout, Selection::All)?;
     if let Some(base) = &base {
         jobs::add_base(&mut jobs, &layout, base, 1)?;

@@ -9,7 +9,7 @@ use super::{Args, Index, Metric, index, layer_name, space_name};
 use crate::text;
 
 /// Columns of a terminal that tables keep to.
-const WIDTH: usize = 100;
+const WIDTH: usize = text::WIDTH;
 
 pub fn render(args: &Args, layout: &Layout, distances: &[Distance]) -> String {
     let mut out = format!("{} ({})", formats::show_path(&args.ms), layout.name());
@@ -25,7 +25,8 @@ pub fn render(args: &Args, layout: &Layout, distances: &[Distance]) -> String {
             out += &by_layer(distances, &index, space, metric);
         }
     }
-    out += "\nSmaller L2, SSD and TSSD and a larger cosine mean closer experts, which predicts a better merge.\n";
+    out += "\nSmaller L2, SSD and TSSD and a larger cosine mean closer experts, which\n";
+    out += "predicts a better merge.\n";
     if let Some(plot) = &args.plot {
         out += &format!("Heat maps: {}\n", formats::show_path(plot));
     }

@@ -114,6 +114,8 @@ pub struct LayerReport {
     pub condition: f64,
     /// Whether ΣG was not positive definite as it was.
     pub singular: bool,
+    /// Whether the plain mean was taken for that reason.
+    pub plain_mean: bool,
 }
 
 /// One linear layer.
@@ -189,7 +191,8 @@ impl<'c> RegMean<'c> {
         }
         if !missing.is_empty() {
             let count = missing.len();
-            let reason = format!("{count} of {needed} gram matrices are missing: {}", listed(&missing));
+            let are = if count == 1 { "is" } else { "are" };
+            let reason = format!("{count} of {needed} gram matrices {are} missing: {}", listed(&missing));
             return Err(Error::file(grams.path(), reason));
         }
         Ok(RegMean {
@@ -325,6 +328,44 @@ impl Linear {
             ridge: 0.0,
             condition: 1.0,
             singular: false,
+            plain_mean: false,
+        }
+    }
+}
+
+/// Takes the experts whose gram is absent out of the merges of linear weights, and returns the names of these grams, as
+/// the vl-merging code does it for tasks that use every expert (`vilt/modules/vilt_module.py`, `regmean`).
+///
+/// # Errors
+/// A weight is left without any expert; all such weights' grams are listed.
+pub fn leave_out_absent(grams: &Checkpoint, layout: &Layout, jobs: &mut [Job]) -> Result<Vec<String>> {
+    let (mut absent, mut lost) = (Vec::new(), Vec::new());
+    for job in jobs {
+        let Source::Merge(merge) = &mut job.source else { continue };
+        if merge.inputs.len() < 2 || !layout.is_linear(&merge.name) {
+            continue;
+        }
+        let mut own = Vec::new();
+        merge.inputs.retain(|input| {
+            let Role::Expert(modality) = input.role else { return true };
+            let Some(name) = layout.gram_name(&merge.name, modality) else { return true };
+            let is_there = grams.position(&name).is_some();
+            if !is_there {
+                own.push(name);
+            }
+            is_there
+        });
+        match merge.inputs.is_empty() {
+            true => lost.extend(own.iter().map(|name| show_name(name))),
+            false => absent.extend(own),
+        }
+    }
+    match lost.is_empty() {
+        true => Ok(absent),
+        false => {
+            let reason =
+                format!("weights would be left without any expert, because these grams are missing: {}", listed(&lost));
+            Err(Error::file(grams.path(), reason))
         }
     }
 }

@@ -122,6 +122,7 @@ impl RegMean<'_> {
         }
         if report.singular && linear.options.on_singular == OnSingular::Mean {
             (report.objective, report.ridge) = (report.mean_objective, linear.options.ridge);
+            report.plain_mean = true;
             mean(experts, out);
             return Ok(Some(report));
         }
