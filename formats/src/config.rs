@@ -1491,7 +1491,10 @@ mod tests {
             assert_eq!((found, assumed), (Some(expected), false), "{variant} with {on:?}: {from}");
         }
         let (.., from) = attends(Variant::Ufo, flags(&["use_ufo"]));
-        assert_eq!(from, "hyper_parameters.config.use_moe is false, hyper_parameters.config.separate_inference is false");
+        assert_eq!(
+            from,
+            "hyper_parameters.config.use_moe is false, hyper_parameters.config.separate_inference is false"
+        );
         // Flags that say nothing, or are another model's.
         let usual = |variant, flags| attends(variant, flags) == attends(variant, json!({}));
         assert!(usual(Variant::Ufo, json!({"use_ufo": true})) && usual(Variant::AllMoe, flags(&["use_ufo"])));
@@ -1508,8 +1511,10 @@ mod tests {
         };
         assert_eq!(
             unusual(Variant::AllMoe, 8),
-            ["hyper_parameters.config.max_vl_text_len is 8 and hyper_parameters.config.max_text_len is 10: it was trained \
-              with parts of the image taken for text"]
+            [
+                "hyper_parameters.config.max_vl_text_len is 8 and hyper_parameters.config.max_text_len is 10: it was trained \
+              with parts of the image taken for text"
+            ]
         );
         assert_eq!(unusual(Variant::AllMoe, 10), [""; 0]);
     }

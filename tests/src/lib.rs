@@ -6,4 +6,4 @@ mod tensors;
 
 pub use folder::{Folder, Ran};
 pub use program::program;
-pub use tensors::{Tensor, Tensors, read, write, write_sharded};
+pub use tensors::{Tensor, Tensors, read, write, write_recorded, write_sharded};

@@ -180,7 +180,10 @@ impl<B: Backend> Builder<'_, B> {
         let d = a.hidden_size;
         let text_embeddings = TextEmbeddings {
             word_embeddings: self.embedding("text_embeddings.word_embeddings", [a.vocab_size, d])?,
-            position_embeddings: match self.has("text_embeddings.position_embeddings.weight") || self.scratch || !a.relative_positions {
+            position_embeddings: match self.has("text_embeddings.position_embeddings.weight")
+                || self.scratch
+                || !a.relative_positions
+            {
                 true => Some(self.embedding("text_embeddings.position_embeddings", [a.text_len, d])?),
                 false => None,
             },

@@ -214,7 +214,8 @@ fn whole_checkpoints(
 ) -> Result<(Vec<Job>, Option<Layout>)> {
     // Names that mean nothing to us match as well as others.
     let is_known = |first: &&Checkpoint| layout.layout.is_some() || first.layout().is_some();
-    let layout = checkpoints.first().filter(is_known).map(|first| recorded_layout(layout, first, recipe)).transpose()?;
+    let layout =
+        checkpoints.first().filter(is_known).map(|first| recorded_layout(layout, first, recipe)).transpose()?;
     let bases = given.iter().filter(|role| **role == "base").count();
     let roles: Vec<Role> =
         (0..given.len()).map(|n| if n < bases { Role::Base } else { Role::Model(n - bases) }).collect();
