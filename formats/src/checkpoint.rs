@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Detected};
+use crate::config::{self, Detected, Evidence, ModelConfig, RECORD};
+use crate::layout::Layout as NameLayout;
 use crate::pickle::{Document, Id};
 use crate::read::source::Source;
 use crate::read::torch::{Data, Found, MAX_NAME, TensorRecord};
@@ -298,15 +299,59 @@ impl Checkpoint {
         self.top_level("hyper_parameters").map(|(document, id)| document.to_json(id))
     }
 
+    /// The built-in layout that the names show. Names without experts can be of several: then it is the one that the
+    /// file's record of its model names, if they can be of that.
+    pub fn layout(&self) -> Option<&'static NameLayout> {
+        let found = NameLayout::detect(self.names());
+        let shown = found.as_ref().map(|found| found.layout);
+        if found.is_some_and(|found| found.experts > 0) {
+            return shown;
+        }
+        let recorded = self.recorded().and_then(Result::ok).and_then(|recorded| NameLayout::by_name(&recorded.layout?));
+        recorded.filter(|recorded| self.names().any(|name| recorded.admits(name))).or(shown)
+    }
+
     /// The model's configuration by the rules of a layout: from the weights, from hyper-parameters, and
     /// from the record in files that this project wrote.
-    pub fn config(&self, layout: &crate::layout::Layout) -> Detected {
+    pub fn config(&self, layout: &NameLayout) -> Detected {
         let mut detected = config::detect_as(layout, &self.tensors, self.hyper_parameters().as_ref());
-        let recorded = self.metadata.get(CONFIG_KEY).and_then(|text| serde_json::from_str(text).ok());
-        if let Some(recorded) = recorded {
-            detected.complete(&recorded);
+        match self.recorded() {
+            Some(Ok(recorded)) => {
+                detected.complete(&recorded);
+                let of = recorded.layout.filter(|name| name != layout.name() && NameLayout::by_name(name).is_some());
+                // A layout that was chosen in spite of the names is taken as it is.
+                let is_shown = self.layout().is_some_and(|shown| shown.name() == layout.name());
+                let evidence = detected.evidence.iter().find(|evidence| evidence.field == "layout");
+                if let (Some(recorded), true, Some(evidence)) = (of, is_shown, evidence) {
+                    let Evidence { value, from, .. } = evidence;
+                    let conflict = format!("layout: {value} because of {from}, but {recorded} in {RECORD}");
+                    detected.conflicts.push(conflict);
+                }
+            }
+            Some(Err(e)) => detected.conflicts.push(format!("{RECORD} ({CONFIG_KEY}) can't be read: {e}")),
+            None => {}
         }
         detected
+    }
+
+    /// As [`Checkpoint::config`], for what builds or merges on it.
+    ///
+    /// # Errors
+    /// The file's record of its model contradicts what its names, weights or hyper-parameters show.
+    pub fn settled_config(&self, layout: &NameLayout) -> Result<Detected> {
+        let detected = self.config(layout);
+        match detected.conflict() {
+            Some(conflict) => Err(Error::file(self.path(), conflict)),
+            None => Ok(detected),
+        }
+    }
+
+    fn recorded(&self) -> Option<serde_json::Result<ModelConfig>> {
+        self.metadata.get(CONFIG_KEY).map(|text| serde_json::from_str(text))
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|info| info.name.as_str())
     }
 
     /// Reads elements `range` of a tensor, row-major and little-endian, replacing what `out` holds.

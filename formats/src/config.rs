@@ -13,7 +13,7 @@ use crate::layout::{Axis, Layout, Modality, Part, Pattern, PositionTable};
 use crate::{TensorInfo, show_name};
 
 /// Which parts of a model have experts, in the terms of the vl-merging paper's code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
     /// One set of weights for everything: modality-agnostic.
@@ -71,6 +71,44 @@ impl FromStr for Variant {
     }
 }
 
+/// Which tokens a token attends to in a joint forward pass, below vl start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attends {
+    /// Text to text and image to image: two towers.
+    WithinModality,
+    /// All to all. Where attention has experts, each modality's expert runs over all tokens, for the outputs of its own.
+    ToAll,
+}
+
+impl fmt::Display for Attends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Attends::WithinModality => "within-modality",
+            Attends::ToAll => "to-all",
+        })
+    }
+}
+
+/// How a model knows the places of tokens and patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Positions {
+    /// A table of biases that are added to attention scores.
+    Relative,
+    /// Vectors that are added to the embeddings.
+    Absolute,
+}
+
+impl fmt::Display for Positions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Positions::Relative => "relative",
+            Positions::Absolute => "absolute",
+        })
+    }
+}
+
 /// The shape of a model, as far as it is known. As JSON, an unknown field is `null` or not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -81,9 +119,14 @@ pub struct ModelConfig {
     pub layers: Option<usize>,
     /// First layer that processes text and image together, with a `vl` expert where there are experts.
     pub vl_start: Option<usize>,
+    /// Which tokens a token attends to in a joint forward pass, below `vl_start`.
+    pub attends: Option<Attends>,
     pub hidden_size: Option<usize>,
     pub heads: Option<usize>,
     pub mlp_hidden: Option<usize>,
+    /// Whether what attention and MLP add is scaled by a vector of its own in each layer (`gamma_1`, `gamma_2`).
+    pub layer_scale: Option<bool>,
+    pub positions: Option<Positions>,
     /// Pixels along the side of an image, and of a patch.
     pub image_size: Option<usize>,
     pub patch_size: Option<usize>,
@@ -125,13 +168,21 @@ pub struct Detected {
     pub config: ModelConfig,
     /// In the order of the fields; one entry for each that is known.
     pub evidence: Vec<Evidence>,
-    /// Contradictions between sources, and sizes that fit no model.
+    /// Contradictions between weights and hyper-parameters, and sizes that fit no model.
     pub warnings: Vec<String>,
+    /// Contradictions between the file's record of its model and everything else: such a file can be looked at, but what
+    /// its model computes isn't known.
+    pub conflicts: Vec<String>,
+    /// The parts that have experts, whether a [`Variant`] has a name for them or not.
+    pub experts: BTreeSet<Part>,
+    /// Hyper-parameters of a forward pass that isn't the one this project describes.
+    pub unusual: Vec<String>,
 }
 
 impl Detected {
-    /// Fills in what is unknown or only assumed from the configuration recorded in a file's metadata.
-    /// What the weights show stays; a record that contradicts it is warned of.
+    /// Fills in what is unknown or only assumed from the configuration recorded in a file's metadata. A record that
+    /// contradicts what the weights or hyper-parameters show is noted among the conflicts. The layout is left to
+    /// [`crate::Checkpoint::config`].
     pub fn complete(&mut self, recorded: &ModelConfig) {
         let fields = |config: &ModelConfig| match serde_json::to_value(config) {
             Ok(Value::Object(fields)) => fields,
@@ -139,19 +190,19 @@ impl Detected {
         };
         let mut config = fields(&self.config);
         // The heads present are what the weights show, whatever was there when the record was written.
-        let known = fields(recorded).into_iter().filter(|(field, value)| field != "tasks" && !value.is_null());
+        let known = fields(recorded)
+            .into_iter()
+            .filter(|(field, value)| !["tasks", "layout"].contains(&field.as_str()) && !value.is_null());
         for (field, value) in known {
             let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), show_name);
             let evidence = self.evidence.iter().position(|evidence| evidence.field == field);
             match evidence.map(|index| &mut self.evidence[index]) {
-                Some(evidence) if !evidence.assumed => {
+                // An image of 50 pixels has 3 patches of 16 too.
+                Some(evidence) if !evidence.assumed && evidence.from != OF_GRID => {
                     if config.get(&field) != Some(&value) {
-                        self.warnings.push(format!(
-                            "{field}: {} because {}, but {} in the file's record; the weights win",
-                            evidence.value,
-                            evidence.from,
-                            shown(&value)
-                        ));
+                        let (weights, from) = (&evidence.value, &evidence.from);
+                        let recorded = shown(&value);
+                        self.conflicts.push(format!("{field}: {weights} because {from}, but {recorded} in {RECORD}"));
                     }
                     continue;
                 }
@@ -172,10 +223,28 @@ impl Detected {
         if let Ok(config) = serde_json::from_value(Value::Object(config)) {
             self.config = config;
         }
+        // The grid and the patch are each checked above, or taken from the record.
+        let ModelConfig { image_size, patch_size, image_grid, .. } = self.config;
+        if let (Some(size), Some(patch), Some(grid)) = (image_size, patch_size, image_grid)
+            && size.checked_div(patch) != Some(grid)
+            && self.conflicts.is_empty()
+        {
+            self.conflicts.push(format!(
+                "image_size: {size} in {RECORD}, but its {grid} × {grid} patches of {patch} are an image of {}",
+                grid.saturating_mul(patch)
+            ));
+        }
+    }
+
+    /// Everything that contradicts the file's record in one line, if anything does.
+    pub fn conflict(&self) -> Option<String> {
+        (!self.conflicts.is_empty()).then(|| self.conflicts.join("; "))
     }
 }
 
-const RECORD: &str = "the file's record of its model";
+pub(crate) const RECORD: &str = "the file's record of its model";
+
+const OF_GRID: &str = "image_grid times patch_size";
 
 /// Finds the configuration of a checkpoint of a built-in layout. Weights win over buffers and
 /// hyper-parameters; contradictions are warned of. With no known layout everything is unknown.
@@ -196,9 +265,12 @@ pub fn detect_as(layout: &Layout, tensors: &[TensorInfo], hyper_parameters: Opti
     search.layers();
     search.variant();
     search.vl_start();
+    search.attends();
     search.hidden_size();
     search.heads();
     search.mlp_hidden();
+    search.layer_scale();
+    search.positions();
     search.patch_size();
     search.vocab_size();
     search.max_text_len();
@@ -322,6 +394,7 @@ impl<'a> Search<'a> {
             None => self.warn(format!("variant: {in_words} is none of the known architectures")),
         }
         self.found.config.variant = variant;
+        self.found.experts = parts.iter().copied().filter(|&part| part != Part::Other).collect();
 
         let layers = self.found.config.layers.unwrap_or(0);
         let partial: Vec<String> = self
@@ -387,6 +460,72 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Every model of the layout has one pattern, or the hyper-parameters tell, or it is the variant's usual one.
+    fn attends(&mut self) {
+        let layout = self.layout.name();
+        let known = match self.layout.attends {
+            Some(attends) => Some((attends, format!("every model of layout {} does", show_name(layout)), false)),
+            None => self.claimed_attends().map(|(attends, from)| (attends, from, false)).or_else(|| {
+                let variant = self.found.config.variant?;
+                let attends = self.layout.usual_attends(variant)?;
+                Some((attends, format!("what published models of variant {variant} do"), true))
+            }),
+        };
+        if let Some((attends, from, assumed)) = known {
+            self.record("attends", attends.to_string(), from, assumed);
+            self.found.config.attends = Some(attends);
+        }
+        // Blocks of the Python code split a joint input after max_text_len tokens, however long the text in it is.
+        let keys = &self.layout.sizes.hyper_parameters;
+        let length = |key: &Option<String>| {
+            let (value, from) = self.hyper_value(key.as_deref()?)?;
+            Some((as_size(value)?, from))
+        };
+        if let (Some((joint, joint_key)), Some((text, text_key))) =
+            (length(&keys.max_joint_text_len), length(&keys.max_text_len))
+            && joint != text
+            && (self.found.config.attends == Some(Attends::WithinModality) || !self.found.experts.is_empty())
+        {
+            self.found.unusual.push(format!(
+                "{joint_key} is {joint} and {text_key} is {text}: it was trained with parts of the image taken for text"
+            ));
+        }
+    }
+
+    /// The pattern that the hyper-parameters tell, if they are of these weights and speak of it.
+    fn claimed_attends(&self) -> Option<(Attends, String)> {
+        let rules = &self.layout.sizes.hyper_parameters.within_modality;
+        if rules.is_empty() || self.claimed_parts().is_some_and(|claimed| claimed != self.found.experts) {
+            return None;
+        }
+        // Whether a condition holds, and in words why; `None` where the key isn't there.
+        let holds = |condition: &String| {
+            let (key, wanted) = condition.strip_prefix('!').map_or((condition.as_str(), true), |key| (key, false));
+            let (value, from) = self.hyper_value(key)?;
+            let is = is_true(value);
+            Some((is == wanted, format!("{from} is {is}")))
+        };
+        let mut against: Vec<String> = Vec::new();
+        let mut is_open = false;
+        for rule in rules {
+            let found: Vec<Option<(bool, String)>> = rule.iter().map(holds).collect();
+            if let Some((_, why)) = found.iter().flatten().find(|(holds, _)| !holds) {
+                if !against.contains(why) {
+                    against.push(why.clone());
+                }
+                continue;
+            }
+            match found.into_iter().collect::<Option<Vec<_>>>() {
+                Some(all) => {
+                    let why: Vec<String> = all.into_iter().map(|(_, why)| why).collect();
+                    return Some((Attends::WithinModality, why.join(", ")));
+                }
+                None => is_open = true,
+            }
+        }
+        (!is_open).then(|| (Attends::ToAll, against.join(", ")))
+    }
+
     fn hidden_size(&mut self) {
         let weights = self.measure("hidden_size", &self.layout.sizes.hidden_size);
         let hyper = self.hyper_size(|keys| &keys.hidden_size);
@@ -436,6 +575,35 @@ impl<'a> Search<'a> {
             (1.0..1e15).contains(&size).then(|| Known::new(size as usize, format!("hidden_size times {from}")))
         });
         self.found.config.mlp_hidden = self.settle("mlp_hidden", weights, hyper);
+    }
+
+    fn layer_scale(&mut self) {
+        let patterns = &self.layout.sizes.layer_scale;
+        if patterns.is_empty() || self.found.config.layers.is_none() {
+            return;
+        }
+        let there = patterns.iter().find_map(|pattern| self.matching(pattern).next());
+        let from = match there {
+            Some(tensor) => format!("{} is there", show_name(&tensor.name)),
+            None => "no layer has vectors to scale by".to_string(),
+        };
+        self.record("layer_scale", there.is_some().to_string(), from, false);
+        self.found.config.layer_scale = Some(there.is_some());
+    }
+
+    fn positions(&mut self) {
+        let tables = self.tables();
+        let kind = |table: &Table| match table.kind {
+            PositionTable::Relative { .. } => Positions::Relative,
+            PositionTable::Absolute { .. } => Positions::Absolute,
+        };
+        let Some(first) = tables.first() else { return };
+        let positions = kind(first);
+        self.record("positions", positions.to_string(), format!("{} is there", first.name), false);
+        self.found.config.positions = Some(positions);
+        if let Some(other) = tables.iter().find(|table| kind(table) != positions) {
+            self.warn(format!("positions: {} is there, and {} too", first.name, other.name));
+        }
     }
 
     fn patch_size(&mut self) {
@@ -532,7 +700,7 @@ impl<'a> Search<'a> {
             (Some(size), Some(claim)) if claim.value.checked_div(patch.unwrap_or(0)) != grid => {
                 Some(Known::new(size, format!("image_grid times patch_size ({} says {})", claim.from, claim.value)))
             }
-            (Some(size), None) => Some(Known::new(size, "image_grid times patch_size")),
+            (Some(size), None) => Some(Known::new(size, OF_GRID)),
             (_, claim) => claim,
         };
         self.found.config.image_size = self.settle("image_size", size, None);
@@ -859,7 +1027,8 @@ mod tests {
             "config": {
                 "num_layers": 12, "num_heads": 2, "hidden_size": 24, "mlp_ratio": 4, "image_size": 48, "patch_size": 16,
                 "vocab_size": 256, "max_text_len": 10, "max_text_len_of_initckpt": 16, "vlffn_start_layer_index": 10,
-                "use_moe": true, "in_attn": true, "in_ffn": true, "use_custom_ln_attn": true, "use_custom_ln_ffn": true
+                "use_moe": true, "in_attn": true, "in_ffn": true, "use_custom_ln_attn": true, "use_custom_ln_ffn": true,
+                "use_ufo": false, "self_attn_for_single_mode": true, "separate_inference": true
             },
             "moe_config": { "__class__": "vilt.moe.config.MOEConfig", "in_attn": true }
         })
@@ -899,9 +1068,12 @@ mod tests {
             variant: Some(Variant::AllMoe),
             layers: Some(12),
             vl_start: Some(10),
+            attends: Some(Attends::WithinModality),
             hidden_size: Some(24),
             heads: Some(2),
             mlp_hidden: Some(96),
+            layer_scale: Some(true),
+            positions: Some(Positions::Relative),
             image_size: Some(48),
             patch_size: Some(16),
             image_grid: Some(3),
@@ -1045,7 +1217,7 @@ mod tests {
         // 384 pixels: 47² + 3 + 392 + 2.
         let found = detect(&with_table(2606, 24), None);
         assert_eq!(image(&found), (Some(24), Some(196), Some(384)));
-        assert_eq!(assumed(&found), ["vl_start", "image_grid", "max_text_len_of_initckpt"]);
+        assert_eq!(assumed(&found), ["vl_start", "attends", "image_grid", "max_text_len_of_initckpt"]);
         assert_eq!(
             from(&found, "image_grid"),
             "relative_position_bias_table has 2606 rows, if 2 × 196 + 5 are not for the image"
@@ -1127,9 +1299,12 @@ mod tests {
             variant: Some(Variant::FfnMoe),
             layers: Some(24),
             vl_start: Some(21),
+            attends: Some(Attends::ToAll),
             hidden_size: Some(1024),
             heads: Some(16),
             mlp_hidden: Some(4096),
+            layer_scale: Some(false),
+            positions: Some(Positions::Relative),
             image_size: Some(384),
             patch_size: Some(16),
             image_grid: Some(24),
@@ -1164,6 +1339,7 @@ mod tests {
                 hidden_size: Some(768),
                 heads: Some(12),
                 mlp_hidden: Some(3072),
+                positions: Some(Positions::Absolute),
                 image_size: Some(480),
                 patch_size: Some(16),
                 image_grid: Some(30),
@@ -1216,8 +1392,8 @@ mod tests {
         let tensors = infos(&vl_merging(Variant::Ufo, 10));
         let recorded = ModelConfig {
             layout: Some("vl-merging".to_string()),
-            layers: Some(13),
             vl_start: Some(9),
+            attends: Some(Attends::ToAll),
             image_grid: Some(3),
             tasks: [("vqa".to_string(), Some(3))].into(),
             ..ModelConfig::default()
@@ -1225,14 +1401,122 @@ mod tests {
         let mut found = detect(&tensors, None);
         found.complete(&recorded);
         assert_eq!((found.config.layers, found.config.vl_start, found.config.image_grid), (Some(12), Some(9), Some(3)));
+        assert_eq!(found.config.attends, Some(Attends::ToAll), "for a model of this variant that isn't usual");
         assert_eq!(found.config.tasks, BTreeMap::new());
         assert_eq!(from(&found, "vl_start"), RECORD);
         assert_eq!(assumed(&found), Vec::<&str>::new());
+        assert_eq!(found.conflict(), None);
+    }
+
+    #[test]
+    fn a_record_that_the_weights_contradict_is_a_conflict() {
+        let tensors = infos(&vl_merging(Variant::AllMoe, 10));
+        let conflict = |recorded: ModelConfig| {
+            let mut found = detect(&tensors, Some(&hyper()));
+            found.complete(&recorded);
+            found.conflict()
+        };
+        let layers = ModelConfig { layers: Some(13), ..ModelConfig::default() };
         assert_eq!(
-            found.warnings,
-            ["layers: 12 because transformer.blocks.11.attn.qkv.weight is in the last layer, but 13 in the file's \
-             record; the weights win"]
+            conflict(layers).unwrap(),
+            "layers: 12 because transformer.blocks.11.attn.v.qkv.weight is in the last layer, but 13 in the file's record \
+             of its model"
         );
+        for (recorded, field) in [
+            (ModelConfig { variant: Some(Variant::Ufo), ..ModelConfig::default() }, "variant"),
+            (ModelConfig { vl_start: Some(9), ..ModelConfig::default() }, "vl_start"),
+            (ModelConfig { attends: Some(Attends::ToAll), ..ModelConfig::default() }, "attends"),
+            (ModelConfig { heads: Some(3), ..ModelConfig::default() }, "heads"),
+            (ModelConfig { layer_scale: Some(false), ..ModelConfig::default() }, "layer_scale"),
+            (ModelConfig { positions: Some(Positions::Absolute), ..ModelConfig::default() }, "positions"),
+            (ModelConfig { image_size: Some(96), ..ModelConfig::default() }, "image_size"),
+            (ModelConfig { max_text_len: Some(40), ..ModelConfig::default() }, "max_text_len"),
+        ] {
+            let said = conflict(recorded).unwrap_or_else(|| panic!("{field}: no conflict"));
+            assert!(said.starts_with(&format!("{field}: ")) && said.ends_with(RECORD), "{said}");
+        }
+        // An image of 50 pixels has 3 patches of 16, as the weights have; one of 96 has 6.
+        let bare = |recorded: ModelConfig| {
+            let mut found = detect(&infos(&with_buffers(vl_merging(Variant::Ufo, 10))), None);
+            found.complete(&recorded);
+            (found.config.image_size, found.conflict().is_some())
+        };
+        let of = |size| ModelConfig { image_size: Some(size), ..ModelConfig::default() };
+        assert_eq!((bare(of(50)), bare(of(96)).1), ((Some(50), false), true));
+    }
+
+    /// What the vl-merging code computes, flag by flag (`Block.forward` of its vision_transformer.py).
+    #[test]
+    fn flags_of_the_hyper_parameters_tell_what_tokens_attend_to() {
+        use Attends::{ToAll, WithinModality};
+        let attends = |variant, flags: Value| {
+            let found = detect(&infos(&vl_merging(variant, 10)), Some(&json!({ "config": flags })));
+            let assumed = found.evidence.iter().any(|evidence| evidence.field == "attends" && evidence.assumed);
+            (found.config.attends, assumed, from(&found, "attends").to_string())
+        };
+        let flags = |on: &[&str]| {
+            let keys = [
+                "use_ufo",
+                "use_moe",
+                "in_attn",
+                "in_ffn",
+                "use_custom_ln_attn",
+                "use_custom_ln_ffn",
+                "separate_inference",
+                "self_attn_for_single_mode",
+            ];
+            json!(keys.map(|key| (key, on.contains(&key))).into_iter().collect::<BTreeMap<_, _>>())
+        };
+        let norms = ["use_custom_ln_attn", "use_custom_ln_ffn"];
+        let ffn = ["use_moe", "in_ffn", "use_custom_ln_ffn"];
+        let attn = ["use_moe", "in_attn", "use_custom_ln_attn"];
+        let all = [&attn[..], &ffn[1..]].concat();
+        let with = |flags: &[&'static str], more: &[&'static str]| [flags, more].concat();
+        for (variant, on, expected) in [
+            (Variant::Ufo, vec!["use_ufo", "separate_inference"], WithinModality),
+            (Variant::Ufo, vec!["use_ufo"], ToAll),
+            // No architecture flag at all: nothing is kept apart, whatever separate_inference says.
+            (Variant::Ufo, vec!["separate_inference"], ToAll),
+            (Variant::Ufo, vec![], ToAll),
+            (Variant::LnMoe, with(&norms, &["separate_inference"]), ToAll),
+            (Variant::LnMoe, with(&norms, &["use_ufo", "separate_inference"]), WithinModality),
+            (Variant::FfnMoe, with(&ffn, &["separate_inference"]), WithinModality),
+            (Variant::FfnMoe, ffn.to_vec(), ToAll),
+            (Variant::AttnMoe, with(&attn, &["self_attn_for_single_mode"]), WithinModality),
+            (Variant::AttnMoe, with(&attn, &["separate_inference"]), ToAll),
+            (Variant::AllMoe, with(&all, &["self_attn_for_single_mode"]), WithinModality),
+            (Variant::AllMoe, with(&all, &["separate_inference"]), ToAll),
+        ] {
+            let (found, assumed, from) = attends(variant, flags(&on));
+            assert_eq!((found, assumed), (Some(expected), false), "{variant} with {on:?}: {from}");
+        }
+        let (.., from) = attends(Variant::Ufo, flags(&["use_ufo"]));
+        assert_eq!(
+            from,
+            "hyper_parameters.config.use_moe is false, hyper_parameters.config.separate_inference is false"
+        );
+        // Flags that say nothing, or are another model's.
+        let usual = |variant, flags| attends(variant, flags) == attends(variant, json!({}));
+        assert!(usual(Variant::Ufo, json!({"use_ufo": true})) && usual(Variant::AllMoe, flags(&["use_ufo"])));
+        assert_eq!(attends(Variant::LnMoe, json!({})).0, Some(ToAll));
+        assert_eq!(attends(Variant::AllMoe, json!({})).0, Some(WithinModality));
+    }
+
+    #[test]
+    fn texts_of_two_lengths_are_unusual() {
+        let unusual = |variant, joint: usize| {
+            let mut hyper = hyper();
+            hyper["config"]["max_vl_text_len"] = json!(joint);
+            detect(&infos(&vl_merging(variant, 10)), Some(&hyper)).unusual
+        };
+        assert_eq!(
+            unusual(Variant::AllMoe, 8),
+            [
+                "hyper_parameters.config.max_vl_text_len is 8 and hyper_parameters.config.max_text_len is 10: it was trained \
+              with parts of the image taken for text"
+            ]
+        );
+        assert_eq!(unusual(Variant::AllMoe, 10), [""; 0]);
     }
 
     #[test]

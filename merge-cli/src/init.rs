@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use formats::config::{ModelConfig, Variant};
+use formats::config::{ModelConfig, Positions, Variant};
 use formats::layout::{Becomes, Buffer, Layout, Length, Modality, NewTensor, PositionTable, Start};
 use formats::{Checkpoint, Dtype, Error, Result, TensorInfo, show_name};
 
@@ -80,7 +80,7 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
         let (from, to) = (show_name(layout.name()), show_name(becomes.layout()));
         fault(format!("layout '{from}' becomes '{to}', which is no built-in layout"))
     })?;
-    let source = checkpoint.config(layout).config;
+    let source = checkpoint.settled_config(layout)?.config;
     let renamed = rename(checkpoint, layout, becomes)?;
     let layers = layers(target, &renamed, &source).map_err(fault)?;
     let vl_start = wish.vl_start.or_else(|| target.usual_vl_start(layers));
@@ -120,6 +120,8 @@ pub fn init(checkpoint: &Checkpoint, layout: &Layout, wish: &Init) -> Result<Ini
             variant: Some(wish.variant),
             layers: Some(layers),
             vl_start,
+            attends: target.usual_attends(wish.variant),
+            positions: Some(Positions::Relative),
             image_size: Some(wish.image_size),
             image_grid: Some(to),
             max_text_len_of_initckpt: Some(text_len),

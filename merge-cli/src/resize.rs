@@ -35,10 +35,11 @@ pub struct ResizedTable {
 /// `text_len` is T0, where neither the file nor its buffers tell how many of a table's rows are for text.
 ///
 /// # Errors
-/// The patches don't tile such an image; the checkpoint has no position table, or one of a shape that is none.
+/// The patches don't tile such an image; the checkpoint has no position table, or one of a shape that is none; its record
+/// of its model contradicts what else it shows.
 pub fn resize(checkpoint: &Checkpoint, layout: &Layout, image_size: usize, text_len: Option<usize>) -> Result<Resized> {
     let path = checkpoint.path();
-    let mut config = checkpoint.config(layout).config;
+    let mut config = checkpoint.settled_config(layout)?.config;
     let to = patches(image_size, config.patch_size).map_err(|reason| Error::file(path, reason))?;
     let tensors = checkpoint.tensors();
     let mut tables = Vec::new();

@@ -10,4 +10,4 @@ pub use folder::{Folder, Ran};
 #[cfg(unix)]
 pub use paused::{Paused, Signal};
 pub use program::program;
-pub use tensors::{Tensor, Tensors, read, write, write_sharded};
+pub use tensors::{Tensor, Tensors, read, write, write_recorded, write_sharded};

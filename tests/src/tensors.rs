@@ -1,6 +1,6 @@
 //! Safetensors files through the format's own crate, to look at results and to make and edit inputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -55,10 +55,20 @@ pub fn read(path: &Path) -> Tensors {
 
 /// Writes a safetensors file.
 pub fn write(path: &Path, tensors: &Tensors) {
+    write_with(path, tensors, None);
+}
+
+/// Writes a safetensors file that says of its model what `record` does.
+pub fn write_recorded(path: &Path, tensors: &Tensors, record: &Value) {
+    let metadata = [("vlmerge.config".to_owned(), record.to_string())];
+    write_with(path, tensors, Some(metadata.into_iter().collect()));
+}
+
+fn write_with(path: &Path, tensors: &Tensors, metadata: Option<HashMap<String, String>>) {
     let views = tensors.iter().map(|(name, tensor)| {
         (name, TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).expect("a tensor of its size"))
     });
-    let bytes = safetensors::serialize(views, None).expect("tensors that fit the format");
+    let bytes = safetensors::serialize(views, metadata).expect("tensors that fit the format");
     fs::write(path, bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 

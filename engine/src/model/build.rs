@@ -180,7 +180,10 @@ impl<B: Backend> Builder<'_, B> {
         let d = a.hidden_size;
         let text_embeddings = TextEmbeddings {
             word_embeddings: self.embedding("text_embeddings.word_embeddings", [a.vocab_size, d])?,
-            position_embeddings: match self.has("text_embeddings.position_embeddings.weight") || self.scratch {
+            position_embeddings: match self.has("text_embeddings.position_embeddings.weight")
+                || self.scratch
+                || !a.relative_positions
+            {
                 true => Some(self.embedding("text_embeddings.position_embeddings", [a.text_len, d])?),
                 false => None,
             },
@@ -281,17 +284,16 @@ impl<B: Backend> Builder<'_, B> {
                     fc2: b.linear(&format!("{name}.fc2"), [d, a.mlp_hidden], Init::Residual(layer))?,
                 })
             })?,
-            gamma_1: self.gamma(&format!("{base}.gamma_1"), d)?,
-            gamma_2: self.gamma(&format!("{base}.gamma_2"), d)?,
+            gamma_1: self.gamma(a, &format!("{base}.gamma_1"))?,
+            gamma_2: self.gamma(a, &format!("{base}.gamma_2"))?,
         })
     }
 
-    /// VLMo's base_plus has no layer scale: a factor of 1 there.
-    fn gamma(&mut self, name: &str, d: usize) -> Result<Param<Tensor<B, 1>>, LoadError> {
-        if self.has(name) || self.scratch {
-            return self.param(name, [d], Init::Constant(self.begin.layer_scale));
+    fn gamma(&mut self, a: &Architecture, name: &str) -> Result<Option<Param<Tensor<B, 1>>>, LoadError> {
+        match a.layer_scale {
+            true => self.param(name, [a.hidden_size], Init::Constant(self.begin.layer_scale)).map(Some),
+            false => Ok(None),
         }
-        Ok(Param::from_tensor(Tensor::ones([d], self.device)).set_require_grad(false))
     }
 
     fn experts<M: Module<B>>(

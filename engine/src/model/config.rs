@@ -1,19 +1,11 @@
 //! The shape of a model, every number known.
 
-use formats::config::{Detected, ModelConfig, Variant};
+use formats::config::{Detected, ModelConfig, Positions, Variant};
 use formats::layout::Part;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Which tokens a token attends to in a joint forward pass, below vl start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Attends {
-    /// Text to text and image to image: two towers (`ufo`, `attn_moe`, `ffn_moe`, `all_moe`).
-    WithinModality,
-    /// All to all (`ln_moe`, VLMo).
-    ToAll,
-}
+pub use formats::config::Attends;
 
 /// What one vision-language transformer is made of. The variants differ in these values only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +34,8 @@ pub struct Architecture {
     pub token_types: usize,
     /// Relative positions, one table for all layers; else absolute ones (VLMo's base_plus).
     pub relative_positions: bool,
+    /// Whether what attention and MLP add is scaled by a vector of its own in each layer; not in VLMo's base_plus.
+    pub layer_scale: bool,
 }
 
 /// A model that can't be run.
@@ -49,6 +43,8 @@ pub struct Architecture {
 pub enum ArchitectureError {
     #[error("its weights don't show the model's {0}, and its metadata doesn't say")]
     Unknown(&'static str),
+    #[error("models like this aren't run: {0}")]
+    Unusual(String),
     #[error("{0}")]
     Unfit(String),
 }
@@ -90,6 +86,7 @@ impl Architecture {
             table_text_len: 196,
             token_types: 2,
             relative_positions: true,
+            layer_scale: true,
         }
     }
 
@@ -118,11 +115,11 @@ impl Architecture {
 
     /// The architecture that a checkpoint's names, shapes and metadata show.
     ///
-    /// - table_rows: rows of its relative position table, `None` where it has absolute positions
+    /// - table_rows: rows of its relative position table, if it has one
     /// - image_size: pixels along a side, for a checkpoint that doesn't say
     ///
     /// # Errors
-    /// A size that nothing shows, or sizes that fit no transformer.
+    /// A size that nothing shows, sizes that fit no transformer, or a forward pass that isn't ours.
     pub fn of(
         detected: &Detected,
         table_rows: Option<usize>,
@@ -130,18 +127,26 @@ impl Architecture {
     ) -> Result<Architecture, ArchitectureError> {
         let c = &detected.config;
         let need = |value: Option<usize>, what| value.ok_or(ArchitectureError::Unknown(what));
-        let vlmo = c.layout.as_deref() == Some("vlmo");
-        let variant = c.variant.unwrap_or(Variant::Ufo);
+        if !detected.unusual.is_empty() {
+            return Err(ArchitectureError::Unusual(detected.unusual.join("; ")));
+        }
+        let has = |part| detected.experts.contains(&part);
         let layers = need(c.layers, "number of layers")?;
         let text_len = c.max_text_len.unwrap_or(40);
         let mut architecture = Architecture {
-            attention_experts: variant.has_experts(Part::Attention),
-            mlp_experts: variant.has_experts(Part::Mlp),
-            norm1_experts: variant.has_experts(Part::Norm1),
-            norm2_experts: variant.has_experts(Part::Norm2),
-            attends: if variant == Variant::LnMoe || vlmo { Attends::ToAll } else { Attends::WithinModality },
+            attention_experts: has(Part::Attention),
+            mlp_experts: has(Part::Mlp),
+            norm1_experts: has(Part::Norm1),
+            norm2_experts: has(Part::Norm2),
+            attends: c.attends.ok_or(ArchitectureError::Unknown(
+                "attention pattern (whether text and image attend to each other below vl start)",
+            ))?,
             layers,
-            vl_start: c.vl_start.unwrap_or(layers),
+            // Experts without any vl among them are for layers below it.
+            vl_start: match c.vl_start {
+                None if detected.experts.is_empty() => return Err(ArchitectureError::Unknown("vl start")),
+                start => start.unwrap_or(layers),
+            },
             hidden_size: need(c.hidden_size, "width")?,
             heads: need(c.heads, "number of attention heads")?,
             mlp_hidden: need(c.mlp_hidden, "MLP width")?,
@@ -151,7 +156,11 @@ impl Architecture {
             text_len,
             table_text_len: c.max_text_len_of_initckpt.unwrap_or(text_len),
             token_types: c.token_types.unwrap_or(2),
-            relative_positions: table_rows.is_some(),
+            relative_positions: match c.positions {
+                Some(positions) => positions == Positions::Relative,
+                None => return Err(ArchitectureError::Unknown("positions, relative or absolute")),
+            },
+            layer_scale: c.layer_scale.ok_or(ArchitectureError::Unknown("layer scale"))?,
         };
         if let Some(rows) = table_rows {
             // Nothing tells T0 better than the rows that the image leaves.
@@ -214,15 +223,18 @@ impl Architecture {
             variant: self.variant(),
             layers: Some(self.layers),
             vl_start: Some(self.vl_start),
+            attends: Some(self.attends),
             hidden_size: Some(self.hidden_size),
             heads: Some(self.heads),
             mlp_hidden: Some(self.mlp_hidden),
+            layer_scale: Some(self.layer_scale),
+            positions: Some(if self.relative_positions { Positions::Relative } else { Positions::Absolute }),
             image_size: Some(self.image_size),
             patch_size: Some(self.patch_size),
             image_grid: Some(self.grid()),
             vocab_size: Some(self.vocab_size),
             max_text_len: Some(self.text_len),
-            max_text_len_of_initckpt: Some(self.table_text_len),
+            max_text_len_of_initckpt: self.relative_positions.then_some(self.table_text_len),
             token_types: Some(self.token_types),
             tasks: Default::default(),
         }

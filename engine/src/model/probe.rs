@@ -29,8 +29,8 @@ pub struct ProbeBatch {
 /// Features, logits and losses of every forward pass that the batch and the checkpoint's heads allow:
 ///
 /// - `text.*`, `image.*`: one modality alone; `raw_cls_feats` is the first token before the final norm, `cls_feats` the
-///   retrieval embedding
-/// - `vl.*`: the joint pass; `cls_feats` is the pooled first token
+///   retrieval embedding, `text_feats` and `image_feats` all tokens after the final norm
+/// - `vl.*`: the joint pass; `raw_cls_feats` is the first token after the final norm, `cls_feats` the same pooled
 /// - `ifm.*`: one modality through the last layers' `vl` experts
 /// - `logits.*`, `loss.*`: by task
 ///
@@ -52,6 +52,7 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
     if let Some(text) = &text {
         let hidden = m.text(text, s.text_bias(), a, &mut pass());
         put("text.raw_cls_feats", stored(super::objectives::first(hidden.last.clone())));
+        put("text.text_feats", stored(m.norm(hidden.last.clone())));
         if let Some(head) = &m.ifm_text_proj {
             let embedding = m.embedding(hidden.last, head);
             put("text.cls_feats", stored(embedding.clone()));
@@ -68,6 +69,7 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
     if let Some(image) = &image {
         let hidden = m.image(image.clone(), s.image_bias(), a, &mut pass());
         put("image.raw_cls_feats", stored(super::objectives::first(hidden.last.clone())));
+        put("image.image_feats", stored(m.norm(hidden.last.clone())));
         if let Some(head) = &m.ifm_image_proj {
             let embedding = m.embedding(hidden.last.clone(), head);
             put("image.cls_feats", stored(embedding.clone()));
@@ -105,6 +107,7 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
         let hidden = m.joint(text, image.clone(), 1, s.joint_bias(), a, &mut pass());
         let normal = m.norm(hidden.clone());
         let (length, tokens) = (a.text_len, normal.dims()[1]);
+        put("vl.raw_cls_feats", stored(super::objectives::first(normal.clone())));
         put("vl.text_feats", stored(normal.clone().narrow(1, 0, length)));
         put("vl.image_feats", stored(normal.narrow(1, length, tokens - length)));
         if let Some(pooler) = &m.pooler {
@@ -129,6 +132,7 @@ pub fn probe<B: Backend>(s: &Session<B>, batch: &ProbeBatch) -> Result<Vec<HostT
         if let (Some(head), Some((texts, labels))) = (&m.mlm_score, &batch.masked) {
             let hidden = m.joint(&s.texts(texts)?, image.clone(), 1, s.joint_bias(), a, &mut pass());
             let logits = head.forward(m.norm(hidden).narrow(1, 0, length), precision);
+            put("logits.mlm", stored(logits.clone()));
             let [count, length, words] = logits.dims();
             let at: Vec<i32> = (0..labels.len()).filter(|&i| labels[i] != -100).map(|i| i as i32).collect();
             let right: Vec<i32> = labels.iter().copied().filter(|&label| label != -100).collect();

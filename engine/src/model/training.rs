@@ -234,12 +234,7 @@ where
     }
 
     fn save_weights(&self, path: &Path, metadata: &[(String, String)]) -> Result<()> {
-        let mut tensors = to_host(&self.model().valid());
-        let scale = self.model().transformer.blocks.first().map(|block| block.gamma_1.val());
-        if scale.is_some_and(|scale| !scale.is_require_grad()) {
-            // A model without layer scale stays one: what is written would be trained from the next start on.
-            tensors.retain(|tensor| !tensor.name.ends_with(".gamma_1") && !tensor.name.ends_with(".gamma_2"));
-        }
+        let tensors = to_host(&self.model().valid());
         Ok(save::write_durably(path, tensors, &save::metadata(&self.architecture, metadata))?)
     }
 

@@ -1,8 +1,8 @@
 //! The model: one transformer for texts, images and both, whatever its experts.
 //!
 //! Pre-norm blocks with layer scale: x += γ₁·attn(norm1(x)); x += γ₂·mlp(norm2(x)). A text runs through the `l` experts, an
-//! image through `v`. A joint input is text, then image: below vl start each part keeps to itself (or, for `ln_moe` and
-//! VLMo, attends to both), from there on all tokens go through `vl`. Where a part has no experts its one set of weights
+//! image through `v`. A joint input is text, then image: below vl start each part keeps to itself or attends to both
+//! ([`Attends`]), from there on all tokens go through `vl`. Where a part has no experts its one set of weights
 //! does everything.
 //!
 //! Field names are the checkpoint's names ([`super::names`]).
@@ -28,8 +28,9 @@ pub struct Block<B: BurnBackend> {
     pub attn: Experts<B, Attention<B>>,
     pub norm2: Experts<B, LayerNorm<B>>,
     pub mlp: Experts<B, Mlp<B>>,
-    pub gamma_1: Param<Tensor<B, 1>>,
-    pub gamma_2: Param<Tensor<B, 1>>,
+    /// Layer scale; only where the model has it.
+    pub gamma_1: Option<Param<Tensor<B, 1>>>,
+    pub gamma_2: Option<Param<Tensor<B, 1>>>,
 }
 
 /// Convolution whose windows don't overlap: a linear map of each patch.
@@ -118,7 +119,8 @@ pub struct BlockInput<B: BurnBackend> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Through {
     One(Expert),
-    /// A text of so many tokens and an image attend to each other; norms and MLPs are each modality's own.
+    /// A text of so many tokens and an image attend to each other; norms and MLPs are each modality's own. Where attention
+    /// has experts, each modality's runs over all tokens, for the outputs of its own.
     Each(usize),
 }
 
@@ -436,7 +438,15 @@ impl<B: Backend> Block<B> {
             Through::One(expert) => expert,
             Through::Each(_) => Expert::Vl,
         };
-        let x = x.add_branch(self.attend(normal, bias, mask, layer, expert, pass), &self.gamma_1, place, pass);
+        let branch = match through {
+            Through::Each(length) if self.attn.has_experts() => {
+                let text = self.attend(normal.clone(), bias.clone(), mask.clone(), layer, Expert::L, pass);
+                let image = self.attend(normal, bias, mask, layer, Expert::V, pass);
+                Tensor::cat(vec![split(text, length).0, split(image, length).1], 1)
+            }
+            _ => self.attend(normal, bias, mask, layer, expert, pass),
+        };
+        let x = x.add_branch(branch, &self.gamma_1, place, pass);
         let normal = normalise(&self.norm2, x.clone(), through);
         let branch = match through {
             Through::Each(length) if self.mlp.has_experts() => {
@@ -500,11 +510,11 @@ fn normalise<B: Backend>(norm: &Experts<B, LayerNorm<B>>, x: Tensor<B, 3>, throu
 }
 
 trait AddBranch<B: BurnBackend> {
-    /// x + keep·γ·branch
+    /// x + keep·γ·branch; γ is 1 in a model without layer scale.
     fn add_branch(
         self,
         branch: Tensor<B, 3>,
-        gamma: &Param<Tensor<B, 1>>,
+        gamma: &Option<Param<Tensor<B, 1>>>,
         place: (usize, usize),
         pass: &mut Pass<B>,
     ) -> Tensor<B, 3>;
@@ -514,11 +524,12 @@ impl<B: Backend> AddBranch<B> for Tensor<B, 3> {
     fn add_branch(
         self,
         branch: Tensor<B, 3>,
-        gamma: &Param<Tensor<B, 1>>,
+        gamma: &Option<Param<Tensor<B, 1>>>,
         (layer, layers): (usize, usize),
         pass: &mut Pass<B>,
     ) -> Tensor<B, 3> {
         let keep = pass.keep(layer, layers, self.dims()[0], &self.device());
-        kernels::add_scaled(self, gamma.val(), branch.cast(FloatDType::F32), keep)
+        let gamma = gamma.as_ref().map_or_else(|| Tensor::ones([self.dims()[2]], &self.device()), Param::val);
+        kernels::add_scaled(self, gamma, branch.cast(FloatDType::F32), keep)
     }
 }

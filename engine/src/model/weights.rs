@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use burn_backend::{AllocationProperty, Bytes};
-use formats::layout::{Buffer, Layout, Modality};
+use formats::layout::{Buffer, Layout, Modality, PositionTable};
 use formats::position::resize_table;
 use formats::{Checkpoint, show_name, show_path};
 use indexmap::IndexMap;
@@ -56,8 +56,8 @@ impl Weights {
     /// Opens any checkpoint whose layout this model can run. `image_size` is for one that doesn't say its own.
     ///
     /// # Errors
-    /// The file can't be read, its names are of no known layout, or of one that isn't run (BEiT-3), or its sizes aren't
-    /// known.
+    /// The file can't be read, its names are of no known layout, or of one that isn't run (BEiT-3), its sizes aren't
+    /// known, or its record of its model contradicts what else it shows.
     pub fn open(
         path: &Path,
         root: Option<&str>,
@@ -66,11 +66,9 @@ impl Weights {
         let checkpoint = formats::open_root(path, root)?;
         let shown = show_path(path).to_string();
         let unfit = |reason: String| LoadError::Unfit { path: shown.clone(), reason };
-        let names = checkpoint.tensors().iter().map(|info| info.name.as_str());
-        let Some(found) = Layout::detect(names) else {
+        let Some(layout) = checkpoint.layout() else {
             return Err(unfit("its names are of no known layout; 'vlmerge inspect' shows what is in it".into()));
         };
-        let layout = found.layout;
         match layout.name() {
             "vl-merging" | "vlmo" => {}
             "beit" => {
@@ -78,8 +76,10 @@ impl Weights {
             }
             other => return Err(unfit(format!("models of layout '{other}' can be merged, but not run"))),
         }
-        let detected = checkpoint.config(layout);
-        let table = checkpoint.tensors().iter().find(|info| info.name.ends_with("relative_position_bias_table"));
+        let detected = checkpoint.settled_config(layout)?;
+        let is_table =
+            |name: &str| matches!(layout.position_table(name), Some(PositionTable::Relative { per_layer: true, .. }));
+        let table = checkpoint.tensors().iter().find(|info| is_table(&info.name));
         let rows = table.map(|info| info.shape.first().copied().unwrap_or(0));
         let architecture = Architecture::of(&detected, rows, image_size)
             .map_err(|reason| LoadError::Architecture { path: shown.clone(), reason })?;

@@ -272,14 +272,8 @@ struct Checkpoint {
 impl Checkpoint {
     fn read(path: &Path) -> Result<Checkpoint> {
         let file = formats::open(path)?;
-        let detected = formats::config::detect(file.tensors(), file.hyper_parameters().as_ref());
-        let mut config = detected.config;
-        if let Some(recorded) = file.metadata().get(CONFIG_KEY).and_then(|text| serde_json::from_str(text).ok()) {
-            let recorded: ModelConfig = recorded;
-            config.image_size = config.image_size.or(recorded.image_size);
-            config.patch_size = config.patch_size.or(recorded.patch_size);
-            config.max_text_len = config.max_text_len.or(recorded.max_text_len);
-        }
+        let settled = file.layout().map(|layout| file.settled_config(layout)).transpose()?;
+        let config = settled.map(|detected| detected.config).unwrap_or_default();
         Ok(Checkpoint { path: path.to_owned(), config, metadata: file.metadata().clone() })
     }
 }

@@ -1,6 +1,7 @@
 //! From a run's setup to a trainer on a device.
 
 use anyhow::Result;
+use formats::config::Variant;
 use formats::layout::Part;
 
 use super::config::{Config, ModelShape};
@@ -90,10 +91,7 @@ fn architecture(shape: &ModelShape, vocab_size: usize) -> Architecture {
         mlp_experts: has(Part::Mlp),
         norm1_experts: has(Part::Norm1),
         norm2_experts: has(Part::Norm2),
-        attends: match shape.variant {
-            formats::config::Variant::LnMoe => Attends::ToAll,
-            _ => Attends::WithinModality,
-        },
+        attends: if shape.variant == Variant::LnMoe { Attends::ToAll } else { Attends::WithinModality },
         layers: shape.layers,
         vl_start: shape.vl_start,
         hidden_size: shape.hidden_size,
@@ -106,5 +104,6 @@ fn architecture(shape: &ModelShape, vocab_size: usize) -> Architecture {
         table_text_len: TABLE_TEXT_LEN.max(shape.text_len),
         token_types: 2,
         relative_positions: true,
+        layer_scale: true,
     }
 }

@@ -12,6 +12,7 @@ use super::{
     Assume, Axis, Becomes, Layout, Length, Linear, Modality, NewTensor, Part, Pattern, PositionTable, Rule, Sizes,
     Start, Task,
 };
+use crate::config::{Attends, Variant};
 
 /// Larger files are refused unread: a layout is a page of text.
 const MAX_BYTES: usize = 1 << 20;
@@ -35,6 +36,7 @@ type Text = Spanned<String>;
 #[serde(deny_unknown_fields)]
 struct File {
     name: Text,
+    attends: Option<Attends>,
     #[serde(default)]
     recognise: Vec<Text>,
     #[serde(default)]
@@ -159,6 +161,7 @@ struct RawShapes {
     vocab_size: Vec<RawAxis>,
     max_text_len: Vec<RawAxis>,
     token_types: Vec<RawAxis>,
+    layer_scale: Vec<Text>,
 }
 
 #[derive(Deserialize)]
@@ -189,6 +192,11 @@ pub(crate) struct HyperKeys {
     pub vocab_size: Option<String>,
     pub max_text_len: Option<String>,
     pub max_text_len_of_initckpt: Option<String>,
+    /// Tokens of a text that stands beside an image, where they aren't `max_text_len`.
+    pub max_joint_text_len: Option<String>,
+    /// Lists of keys, with `!` before those that must be false: below vl start text and image keep to themselves when one
+    /// list holds, and attend to each other when none does.
+    pub within_modality: Vec<Vec<String>>,
     /// By part, lists of keys: the part has experts when all keys of one list are true.
     pub experts: BTreeMap<Part, Vec<Vec<String>>>,
 }
@@ -199,6 +207,7 @@ struct RawAssume {
     max_text_len_of_initckpt: Option<usize>,
     heads_by_hidden_size: BTreeMap<String, Spanned<usize>>,
     vl_start_by_layers: BTreeMap<String, Spanned<usize>>,
+    attends: BTreeMap<Variant, Attends>,
 }
 
 /// What is wrong, and where in the text.
@@ -242,6 +251,7 @@ impl File {
         let positions = self.positions.into_iter().map(|table| table.check(&holes)).collect::<Result<_, _>>()?;
         Ok(Layout {
             name: name.clone(),
+            attends: self.attends,
             rules,
             recognise: holes.plain_patterns(&self.recognise)?,
             linear,
@@ -259,12 +269,14 @@ impl File {
                 vocab_size: holes.axes(&self.shapes.vocab_size)?,
                 max_text_len: holes.axes(&self.shapes.max_text_len)?,
                 token_types: holes.axes(&self.shapes.token_types)?,
+                layer_scale: holes.layer_patterns(&self.shapes.layer_scale)?,
                 tasks: holes.tasks(self.tasks)?,
                 hyper_parameters: self.hyper_parameters,
                 assume: Assume {
                     max_text_len_of_initckpt: self.assume.max_text_len_of_initckpt,
                     heads_by_hidden_size: pairs(&self.assume.heads_by_hidden_size)?,
                     vl_start_by_layers: pairs(&self.assume.vl_start_by_layers)?,
+                    attends: self.assume.attends,
                 },
             },
             spellings,

@@ -12,12 +12,14 @@ mod experts;
 mod file;
 mod pattern;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Attends, Variant};
 use crate::{Error, Result};
 
 pub use experts::{Experts, Slot, group};
@@ -102,6 +104,8 @@ impl FromStr for Part {
 #[derive(Clone, Debug)]
 pub struct Layout {
     name: String,
+    /// What every model of the layout attends to below vl start.
+    pub(crate) attends: Option<Attends>,
     /// How the layout spells each modality it has, in the order v, l, vl.
     spellings: Vec<(Modality, String)>,
     rules: Vec<Rule>,
@@ -198,6 +202,8 @@ pub(crate) struct Sizes {
     pub vocab_size: Vec<Axis>,
     pub max_text_len: Vec<Axis>,
     pub token_types: Vec<Axis>,
+    /// Vectors that a layer's outputs are scaled by; none of them is there in a model without layer scale.
+    pub layer_scale: Vec<Pattern>,
     pub tasks: Vec<Task>,
     pub hyper_parameters: HyperKeys,
     pub assume: Assume,
@@ -224,6 +230,7 @@ pub(crate) struct Assume {
     pub max_text_len_of_initckpt: Option<usize>,
     pub heads_by_hidden_size: Vec<(usize, usize)>,
     pub vl_start_by_layers: Vec<(usize, usize)>,
+    pub attends: BTreeMap<Variant, Attends>,
 }
 
 /// A tensor's name taken apart.
@@ -495,9 +502,19 @@ impl Layout {
         starts.iter().find(|&&(depth, _)| depth == layers).map(|&(_, start)| start)
     }
 
+    /// What a token attends to below vl start in published models of this layout.
+    pub fn usual_attends(&self, variant: Variant) -> Option<Attends> {
+        self.attends.or_else(|| self.sizes.assume.attends.get(&variant).copied())
+    }
+
     /// T0, the longest text that published models' relative position tables have distances for.
     pub fn usual_text_len(&self) -> Option<usize> {
         self.sizes.assume.max_text_len_of_initckpt
+    }
+
+    /// Whether a checkpoint with a tensor of this name can be of this layout: it shows the layout, or fills a slot of it.
+    pub fn admits(&self, name: &str) -> bool {
+        self.recognises(name) || self.parse_name(name).is_some() || self.parse_slot(name).is_some()
     }
 
     /// Whether a name shows that a checkpoint without experts is of this layout.

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 use formats::Dtype;
-use formats::layout::Layout;
 use merge_cli::{Run, jobs};
 use serde_json::json;
 
@@ -46,8 +45,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         FloatDtype::F16 => Dtype::F16,
         FloatDtype::Bf16 => Dtype::Bf16,
     });
-    let names = checkpoint.tensors().iter().map(|info| info.name.as_str());
-    let config = Layout::detect(names).and_then(|found| config_json(&checkpoint, found.layout, false));
+    let config = checkpoint.layout().map(|layout| config_json(&checkpoint, layout, false)).transpose()?;
     let parameters = json!({"dtype": dtype.map(Dtype::name)});
     let run = Run {
         jobs: jobs::copy_all(&checkpoint, dtype),

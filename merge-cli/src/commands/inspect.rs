@@ -214,6 +214,7 @@ impl View<'_> {
             "layout": self.layout,
             "config": self.detected.config,
             "evidence": self.detected.evidence,
+            "conflicts": self.detected.conflicts,
             "elements": self.elements(),
             "experts": self.experts.map(|experts| experts_json(experts)),
             "training": self.training,
@@ -461,7 +462,11 @@ impl View<'_> {
     }
 
     fn oddities(&self, out: &mut String) {
-        let mut lines: Vec<String> = self.warnings.iter().map(|warning| show_name(warning)).collect();
+        let conflicts = self.detected.conflicts.iter();
+        let mut lines: Vec<String> = conflicts
+            .map(|conflict| format!("CONFLICT, nothing is built or merged on this file: {}", show_name(conflict)))
+            .chain(self.detected.unusual.iter().chain(&self.warnings).map(|warning| show_name(warning)))
+            .collect();
         for (name, reason) in self.checkpoint.skipped() {
             lines.push(format!("'{}' is not read: {reason}", show_name(name)));
         }

@@ -164,6 +164,9 @@ impl Merging<'_> {
             }
             None => whole_checkpoints(&checkpoints, &given, self.layout, &mut recipe, context)?,
         };
+        for other in &checkpoints[1..] {
+            other.layout().map(|layout| other.settled_config(layout)).transpose()?;
+        }
         let method =
             Ruled::new(&recipe.method, &recipe.parameters, &recipe.rules, &jobs).map_err(|reason| anyhow!(reason))?;
         method.warnings().iter().for_each(|warning| context.warn(warning));
@@ -173,7 +176,7 @@ impl Merging<'_> {
         recipe.parameters.extend(emit.parameters());
         let is_merged = selection.is_some() && emit == Emit::Merged;
         let run = Run {
-            config: layout.as_ref().and_then(|layout| config_json(first, layout, is_merged)),
+            config: layout.as_ref().map(|layout| config_json(first, layout, is_merged)).transpose()?,
             metadata: kept_metadata(first),
             checkpoints: given.iter().copied().zip(&checkpoints).collect(),
             jobs: match &layout {
@@ -232,11 +235,12 @@ fn whole_checkpoints(
     context: &Context,
 ) -> Result<(Vec<Job>, Option<Layout>)> {
     // Names that mean nothing to us match as well as others.
-    let names = || checkpoints.iter().take(1).flat_map(Checkpoint::tensors).map(|info| info.name.as_str());
-    let layout = match (checkpoints.first(), layout.layout.is_some() || Layout::detect(names()).is_some()) {
-        (Some(first), true) => Some(recorded_layout(layout, first, recipe, context)?),
-        _ => None,
-    };
+    let is_known = |first: &&Checkpoint| layout.layout.is_some() || first.layout().is_some();
+    let layout = checkpoints
+        .first()
+        .filter(is_known)
+        .map(|first| recorded_layout(layout, first, recipe, context))
+        .transpose()?;
     let bases = given.iter().filter(|role| **role == "base").count();
     let roles: Vec<Role> =
         (0..given.len()).map(|n| if n < bases { Role::Base } else { Role::Model(n - bases) }).collect();

@@ -66,8 +66,8 @@ pub fn layout_for(args: &LayoutArg, checkpoint: &Checkpoint, context: &Context) 
         warn_of_idle_rules(&layout, name, checkpoint, context);
         return Ok(layout);
     }
-    match Layout::detect(checkpoint.tensors().iter().map(|info| info.name.as_str())) {
-        Some(found) => Ok(found.layout.clone()),
+    match checkpoint.layout() {
+        Some(layout) => Ok(layout.clone()),
         None => {
             let example = checkpoint.tensors().first().map(|info| formats::show_name(&info.name));
             let example = example.map(|name| format!(", such as '{name}',")).unwrap_or_default();
@@ -246,12 +246,15 @@ fn report(
 }
 
 /// The configuration of a result, as JSON for its metadata: the input's own, with what merging changes.
-pub fn config_json(checkpoint: &Checkpoint, layout: &Layout, merged: bool) -> Option<String> {
-    let mut config = checkpoint.config(layout).config;
+///
+/// # Errors
+/// The input's record of its model contradicts what else it shows.
+pub fn config_json(checkpoint: &Checkpoint, layout: &Layout, merged: bool) -> Result<String> {
+    let mut config = checkpoint.settled_config(layout)?.config;
     if merged {
         config.variant = Some(config::Variant::Ufo);
     }
-    serde_json::to_string(&config).ok()
+    Ok(serde_json::to_string(&config)?)
 }
 
 /// Metadata that goes with the tensors into a new file, without what the new file says itself: its configuration, and

@@ -1,5 +1,6 @@
 //! `engine` from the outside: what it prints, what it writes, and how it ends.
 
+mod architecture;
 mod data;
 mod device;
 mod embed;
