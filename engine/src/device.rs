@@ -49,11 +49,60 @@ pub enum Precision {
     Bf16,
 }
 
+/// What a CPU has for products in bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bf16Units {
+    /// Tiles: bf16 is quicker than f32.
+    Amx,
+    /// Vector instructions, which our products don't use: factors are rounded and multiplied in f32.
+    Avx512,
+    Neither,
+}
+
+impl Bf16Units {
+    pub fn of_this_cpu() -> Bf16Units {
+        if crate::kernels::cpu_has_amx() {
+            return Bf16Units::Amx;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx512bf16") {
+            return Bf16Units::Avx512;
+        }
+        Bf16Units::Neither
+    }
+
+    /// As makers of CPUs call it.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Bf16Units::Amx => Some("AMX"),
+            Bf16Units::Avx512 => Some("AVX512-BF16"),
+            Bf16Units::Neither => None,
+        }
+    }
+
+    /// What to tell who asks for bf16 where f32 is the quicker one.
+    pub fn warning(self) -> Option<&'static str> {
+        (self != Bf16Units::Amx).then_some(
+            "warning: --precision bf16 is slower than f32 on this CPU, which has no AMX, and less precise: leave it out",
+        )
+    }
+}
+
 /// Where a model really runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     Cpu,
     Cuda(usize),
+}
+
+impl Device {
+    /// What to tell who asks for a precision that this device is slower in than in f32.
+    pub fn warning(self, precision: Precision) -> Option<&'static str> {
+        match (self, precision) {
+            (Device::Cpu, Precision::Bf16) => Bf16Units::of_this_cpu().warning(),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Device {
@@ -224,5 +273,28 @@ mod driver {
 
     pub fn has_compiler() -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_without_amx_is_never_silent() {
+        assert_eq!(Bf16Units::Amx.warning(), None);
+        for units in [Bf16Units::Avx512, Bf16Units::Neither] {
+            let warning = units.warning().unwrap();
+            assert!(warning.starts_with("warning: ") && warning.contains("slower than f32"), "{warning}");
+        }
+    }
+
+    #[test]
+    fn bf16_is_never_the_default() {
+        assert_eq!(Precision::default(), Precision::F32);
+        assert_eq!(crate::train::config::Config::default().precision, Precision::F32);
+        for preset in crate::train::presets::PRESETS {
+            assert!(!preset.text.contains("precision = \"bf16\""), "{}", preset.name);
+        }
     }
 }

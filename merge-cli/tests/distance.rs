@@ -75,6 +75,7 @@ fn write(path: PathBuf, tensors: &[(&str, &[f32])]) {
 
 /// What the definitions say, straight from them: L2, cosine, SSD, TSSD.
 fn by_definition(x: &[f64], y: &[f64], top_k: f64) -> [f64; 4] {
+    assert_eq!(x.len(), y.len());
     let sum = |of: &dyn Fn(f64, f64) -> f64| x.iter().zip(y).map(|(&x, &y)| of(x, y)).sum::<f64>();
     let cosine = sum(&|x, y| x * y) / (sum(&|x, _| x * x).sqrt() * sum(&|_, y| y * y).sqrt());
     let ssd = |x: &[f64], y: &[f64]| {
@@ -130,6 +131,7 @@ fn check(folder: &Path, ms: &str, base: Option<&str>, top_k: f64) {
                     if *space == "modality_vectors" {
                         let base = base.as_ref().unwrap();
                         let base = self::values(base, base.position(&slot.slot).unwrap());
+                        assert_eq!(base.len(), values.len());
                         for (value, base) in values.iter_mut().zip(base) {
                             *value = if wide { *value - base } else { f64::from(*value as f32 - base as f32) };
                         }

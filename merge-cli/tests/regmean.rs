@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use fixtures::compare::assert_close;
 use formats::grams::{GRAMS_KEY, GramRecord};
 use formats::layout::{Layout, Modality};
 use formats::write::{Metadata, Writer};
@@ -188,11 +189,11 @@ mod by_hand {
     fn diagonal_grams_weigh_each_column() {
         let ms = [weight("v", &[2, 2], &[1.0, 2.0, 3.0, 4.0]), weight("l", &[2, 2], &[5.0, 6.0, 7.0, 8.0])];
         let grams = [gram("v", &[2, 2], &[1.0, 0.0, 0.0, 3.0]), gram("l", &[2, 2], &[1.0, 0.0, 0.0, 1.0])];
-        let expected = |merged: Vec<f64>| merged.iter().zip([3.0, 3.0, 5.0, 5.0]).all(|(&a, b)| close(a, b, 1e-15));
-        assert!(expected(Case::new(&ms, &grams, "--task irtr").merge(FC1).0));
+        let check = |merged: Vec<f64>| assert_close("merged", &[3.0, 3.0, 5.0, 5.0], &merged, 1e-15);
+        check(Case::new(&ms, &grams, "--task irtr").merge(FC1).0);
         // Entries off the diagonal don't count with scale 0.
         let grams = [gram("v", &[2, 2], &[1.0, 0.9, 0.9, 3.0]), gram("l", &[2, 2], &[1.0, -0.2, -0.2, 1.0])];
-        assert!(expected(Case::new(&ms, &grams, "--task irtr --non-diag-scale 0").merge(FC1).0));
+        check(Case::new(&ms, &grams, "--task irtr --non-diag-scale 0").merge(FC1).0);
     }
 
     #[test]
@@ -428,6 +429,7 @@ mod golden {
                 for info in expected.tensors() {
                     let (name, reference) = (&info.name, values(&expected, &info.name));
                     let (ours64, ours32) = (values(&ours, name), values(&stored, name));
+                    assert_eq!((ours64.len(), ours32.len()), (reference.len(), reference.len()), "{name}");
                     // What we store is our solution, rounded once.
                     assert!(ours64.iter().zip(&ours32).all(|(&a, &b)| f64::from(a as f32) == b), "{name}");
                     let Some(system) = System::of(name, &checkpoint, &grams, scale.parse().unwrap(), task) else {
@@ -824,8 +826,7 @@ mod singular {
     fn with_a_ridge_is_the_mean_where_no_input_was_seen() {
         for args in ["--on-singular ridge", "--ridge 1e-6"] {
             let (merged, layer) = case(args).merge(FC1);
-            let expected = [1.75, 1.75, 4.5];
-            assert!(merged.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{args}: {merged:?}");
+            assert_close(args, &[1.75, 1.75, 4.5], &merged, 1e-6);
             assert_eq!(layer["ridge"], 1e-6);
             assert_eq!(layer["singular"], args == "--on-singular ridge");
         }

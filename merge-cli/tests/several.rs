@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use fixtures::compare::absolute_difference;
 use fixtures::{LightningOptions, ModelSpec, Size, Variant};
 use formats::write::{Metadata, Piece, Writer};
 use formats::{Dtype, TensorInfo, encode_f64};
@@ -376,9 +377,8 @@ mod experts {
         let expected = json!({"density": 0.2, "lambda": 1.0, "experts": "used", "task": "vqa"});
         assert_eq!(recipe["parameters"], expected);
         let inputs = [["checkpoint", "ms.ckpt"], ["base", "seed.ckpt"]];
-        for (input, expected) in recipe["inputs"].as_array().unwrap().iter().zip(inputs) {
-            assert_eq!([&input["role"], &input["name"]], expected);
-        }
+        let found = recipe["inputs"].as_array().unwrap().iter().map(|input| [&input["role"], &input["name"]]);
+        assert_eq!(found.collect::<Vec<_>>(), inputs);
         assert_eq!(folder.metadata("out.safetensors", "vlmerge.config")["variant"], "ufo");
         let names: Vec<String> = folder.read("out.safetensors").into_keys().collect();
         let seed: Vec<String> = folder.read("seed.ckpt").into_keys().collect();
@@ -549,9 +549,8 @@ type Tensors = BTreeMap<String, Vec<f64>>;
 fn assert_close(found: &Tensors, expected: &Tensors, tolerance: f64) {
     assert!(found.keys().eq(expected.keys()));
     for (name, expected) in expected {
-        for (found, expected) in found[name].iter().zip(expected) {
-            assert!((found - expected).abs() <= tolerance, "{name}: {found} for {expected}");
-        }
+        let difference = absolute_difference(expected, &found[name]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(difference <= tolerance, "{name}: off by {difference:e}");
     }
 }
 

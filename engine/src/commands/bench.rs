@@ -71,6 +71,7 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
     };
     let batch = args.batch_size.map_or(if on_cuda { 64 } else { 8 }, usize::from);
     let steps = args.steps.map_or(if on_cuda { 20 } else { 3 }, usize::from);
+    precisions.iter().filter_map(|&precision| device.warning(precision)).for_each(|warning| context.note(warning));
     let mut found = Vec::new();
     for preset in &args.preset {
         for &precision in &precisions {

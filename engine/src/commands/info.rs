@@ -1,7 +1,7 @@
 //! `engine info`
 
 use anyhow::Result;
-use engine::device::{self, Choice};
+use engine::device::{self, Bf16Units, Choice};
 use serde_json::json;
 
 use crate::Report;
@@ -23,7 +23,7 @@ pub fn run(args: &Args) -> Result<Report> {
     let cards = device::cards();
     let driver = device::driver_version();
     let auto = Choice::Auto.resolve().map_err(anyhow::Error::msg)?;
-    let (simd, bf16) = (simd(), engine::kernels::cpu_has_bf16_units());
+    let (simd, bf16) = (simd(), Bf16Units::of_this_cpu());
     if args.json.json {
         let cuda = match (&cards, &driver) {
             (Ok(cards), Ok(driver)) => {
@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> Result<Report> {
             "engine": env!("CARGO_PKG_VERSION"),
             "burn": BURN,
             "auto": auto.to_string(),
-            "cpu": { "threads": threads, "memory_bytes": memory, "simd": simd, "bf16_units": bf16 },
+            "cpu": { "threads": threads, "memory_bytes": memory, "simd": simd, "bf16": bf16.name() },
             "cuda": cuda,
             "precisions": ["f32", "bf16"],
         });
@@ -43,8 +43,15 @@ pub fn run(args: &Args) -> Result<Report> {
     }
     let mut text = format!("engine {} on burn {BURN}\n", env!("CARGO_PKG_VERSION"));
     let memory = memory.map(|bytes| format!(", {} of memory", gib(bytes))).unwrap_or_default();
-    let units = if bf16 { " and AMX for bf16" } else { "" };
-    text += &format!("cpu        {threads} threads, {simd}{units}{memory}\n");
+    let units = match bf16 {
+        Bf16Units::Amx => "AMX for bf16",
+        Bf16Units::Avx512 => "AVX512-BF16 but no AMX",
+        Bf16Units::Neither => "neither AMX nor AVX512-BF16",
+    };
+    text += &format!("cpu        {threads} threads, {simd}, {units}{memory}\n");
+    if bf16.warning().is_some() {
+        text += "           --precision bf16 is slower than f32 here\n";
+    }
     match (cards, driver) {
         (Ok(cards), Ok(driver)) => {
             for (index, card) in cards.iter().enumerate() {

@@ -131,6 +131,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
 fn embed_query(args: &Args, options: &Options, context: &Context) -> Result<Vec<f32>> {
     let device = if options.device == Choice::Auto { Choice::Cpu } else { options.device };
     let encoder = TextEncoder::open(&args.checkpoint, &Options { device, ..options.clone() })?;
+    encoder.opened().device.warning(options.precision).into_iter().for_each(|warning| context.note(warning));
     let (texts, cut) = embed::encode(&Tokenizer::bert(), &[&args.query], encoder.text_len())?;
     if cut > 0 {
         context.note(format_args!("the query is longer than {} tokens and is cut", encoder.text_len()));

@@ -1,9 +1,8 @@
 //! RandAugment (Cubuk et al. 2020): a few operations drawn at random, all of one strength.
 //!
-//! The operations compute what Pillow's `ImageOps`, `ImageEnhance`, `Image.transform` and `Image.rotate` do; their
-//! strengths, and grey for what comes in from outside, are the Python code's (vl-merging, `transforms/randaugment.py`).
-//! That code computes them with OpenCV, which differs in interpolating between pixels where Pillow's default takes the
-//! nearest.
+//! The operations, their strengths, and grey for what comes in from outside are the Python code's (vl-merging,
+//! `transforms/randaugment.py`). Those on colours compute what Pillow's `ImageOps` and `ImageEnhance` do, the geometric
+//! ones what OpenCV's `warpAffine` does.
 
 use rand::Rng;
 
@@ -55,10 +54,10 @@ impl Operation {
             Operation::Equalize => equalize(image),
             Operation::Brightness => brightness(image, (share * 1.8 + 0.1) as f32),
             Operation::Sharpness => sharpness(&image, (share * 1.8 + 0.1) as f32),
-            Operation::ShearX => affine(&image, [1.0, directed(0.3), 0.0, 0.0, 1.0, 0.0]),
-            Operation::ShearY => affine(&image, [1.0, 0.0, 0.0, directed(0.3), 1.0, 0.0]),
-            Operation::TranslateX => affine(&image, [1.0, 0.0, directed(10.0), 0.0, 1.0, 0.0]),
-            Operation::TranslateY => affine(&image, [1.0, 0.0, 0.0, 0.0, 1.0, directed(10.0)]),
+            Operation::ShearX => affine(&image, [1.0, single(directed(0.3)), 0.0, 0.0, 1.0, 0.0]),
+            Operation::ShearY => affine(&image, [1.0, 0.0, 0.0, single(directed(0.3)), 1.0, 0.0]),
+            Operation::TranslateX => affine(&image, [1.0, 0.0, single(-directed(10.0)), 0.0, 1.0, 0.0]),
+            Operation::TranslateY => affine(&image, [1.0, 0.0, 0.0, 0.0, 1.0, single(-directed(10.0))]),
             Operation::Rotate => rotate(&image, directed(30.0)),
         }
     }
@@ -195,39 +194,68 @@ fn sharpness(image: &Rgb, factor: f32) -> Rgb {
 /// What comes in from outside the image.
 const FILL: [u8; 3] = [128; 3];
 
-/// The pixel at (x, y) becomes the one nearest to (ax + by + c, dx + ey + f), counted between pixels' centres
-/// (`Image.transform` with `AFFINE`), in fixed point with 16 fractional bits as Pillow.
+/// The Python code keeps the matrices of shears and shifts in f32.
+fn single(value: f64) -> f64 {
+    f64::from(value as f32)
+}
+
+/// The pixel at (x, y) goes to (ax + by + c, dx + ey + f), counted between the centres of pixels; between them the four
+/// neighbours are weighted (`cv2.warpAffine` with `INTER_LINEAR`). Bit for bit as OpenCV before 4.11, which steps along
+/// a row in 1/1024 of a pixel and weights in 1/32.
 fn affine(image: &Rgb, [a, b, c, d, e, f]: [f64; 6]) -> Rgb {
-    const BITS: u32 = 16;
-    let fixed = |value: f64| (value * f64::from(1 << BITS) + 0.5).floor() as i64;
-    let mut start = (fixed(c + a * 0.5 + b * 0.5), fixed(f + d * 0.5 + e * 0.5));
-    let (step, next) = ((fixed(a), fixed(d)), (fixed(b), fixed(e)));
+    const STEP_BITS: u32 = 10;
+    const WEIGHT_BITS: u32 = 5;
+    const WEIGHTS: i64 = 1 << WEIGHT_BITS;
+    let determinant = a * e - b * d;
+    let scale = if determinant == 0.0 { 0.0 } else { 1.0 / determinant };
+    // The inverse: where a pixel comes from.
+    let (a, b, d, e) = (e * scale, -b * scale, -d * scale, a * scale);
+    let (c, f) = (-a * c - b * f, -d * c - e * f);
+    let fixed = |value: f64| (value * f64::from(1 << STEP_BITS)).round_ties_even() as i64;
+    let weighted = |fixed: i64| {
+        let at = fixed >> (STEP_BITS - WEIGHT_BITS);
+        (at >> WEIGHT_BITS, at & (WEIGHTS - 1))
+    };
+    // To the nearest weight, not the one below.
+    let half = 1 << (STEP_BITS - WEIGHT_BITS - 1);
+    let at = |x: i64, y: i64| match (usize::try_from(x), usize::try_from(y)) {
+        (Ok(x), Ok(y)) if x < image.width && y < image.height => image.pixel(x, y),
+        _ => FILL,
+    };
     let mut out = Rgb::filled(image.width, image.height, FILL);
     if image.pixels.is_empty() {
         return out;
     }
-    for row in out.pixels.chunks_exact_mut(image.width * 3) {
-        let mut at = start;
-        for pixel in row.chunks_exact_mut(3) {
-            if let (Ok(x), Ok(y)) = (usize::try_from(at.0 >> BITS), usize::try_from(at.1 >> BITS))
-                && x < image.width
-                && y < image.height
-            {
-                pixel.copy_from_slice(&image.pixel(x, y));
+    for (y, row) in out.pixels.chunks_exact_mut(image.width * 3).enumerate() {
+        let y = y as f64;
+        let start = (fixed(b * y + c) + half, fixed(e * y + f) + half);
+        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+            let x = x as f64;
+            let (left, right) = weighted(start.0 + fixed(a * x));
+            let (above, below) = weighted(start.1 + fixed(d * x));
+            let corners = [at(left, above), at(left + 1, above), at(left, above + 1), at(left + 1, above + 1)];
+            let weights = [
+                (WEIGHTS - right) * (WEIGHTS - below),
+                right * (WEIGHTS - below),
+                (WEIGHTS - right) * below,
+                right * below,
+            ];
+            for (channel, value) in pixel.iter_mut().enumerate() {
+                let sum: i64 =
+                    weights.iter().zip(&corners).map(|(weight, corner)| weight * i64::from(corner[channel])).sum();
+                *value = ((sum + WEIGHTS * WEIGHTS / 2) >> (2 * WEIGHT_BITS)) as u8;
             }
-            at = (at.0 + step.0, at.1 + step.1);
         }
-        start = (start.0 + next.0, start.1 + next.1);
     }
     out
 }
 
-/// Turned counter-clockwise about the centre, by less than 90 degrees either way (`Image.rotate`).
+/// Turned counter-clockwise about the centre (`cv2.getRotationMatrix2D`).
 fn rotate(image: &Rgb, degrees: f64) -> Rgb {
-    let (sine, cosine) = (-degrees).to_radians().sin_cos();
+    let (sine, cosine) = degrees.to_radians().sin_cos();
     let (x, y) = (image.width as f64 / 2.0, image.height as f64 / 2.0);
-    let c = cosine * -x + sine * -y + x;
-    let f = -sine * -x + cosine * -y + y;
+    let c = (1.0 - cosine) * x - sine * y;
+    let f = sine * x + (1.0 - cosine) * y;
     affine(image, [cosine, sine, c, -sine, cosine, f])
 }
 
@@ -278,17 +306,32 @@ mod tests {
     fn geometry_moves_pixels() {
         let image = grey(&[&[1, 2, 3], &[4, 5, 6], &[7, 8, 9]]);
         assert_eq!(
-            affine(&image, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]),
+            affine(&image, [1.0, 0.0, -1.0, 0.0, 1.0, 0.0]),
             grey(&[&[2, 3, 128], &[5, 6, 128], &[8, 9, 128]]),
             "shifted left"
         );
         assert_eq!(
-            affine(&image, [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]),
-            grey(&[&[2, 3, 128], &[6, 128, 128], &[128, 128, 128]]),
-            "sheared; the first row's centres lie at ½"
+            affine(&image, [1.0, -1.0, 0.0, 0.0, 1.0, 0.0]),
+            grey(&[&[1, 2, 3], &[5, 6, 128], &[9, 128, 128]]),
+            "sheared: a row by as much as its number"
         );
         assert_eq!(rotate(&image, 0.0), image);
-        assert_eq!(rotate(&image, 45.0).pixel(1, 1), [5; 3], "the centre stays");
+    }
+
+    /// By hand: a quarter of a pixel to the right takes 3/4 of a pixel and 1/4 of its left neighbour, which is 128
+    /// outside. The nearest pixel alone would leave the image as it is.
+    #[test]
+    fn geometry_never_takes_the_nearest_pixel_alone() {
+        let image = grey(&[&[0, 100, 200, 40]]);
+        assert_eq!(affine(&image, [1.0, 0.0, 0.25, 0.0, 1.0, 0.0]), grey(&[&[32, 75, 175, 80]]));
+        // Half a pixel to the left, and half of that row's outside above it: a fourth of each of four.
+        let image = grey(&[&[8, 16], &[24, 32]]);
+        let moved = affine(&image, [1.0, 0.0, -0.5, 0.0, 1.0, 0.5]);
+        assert_eq!(moved, grey(&[&[(8 + 16 + 2 * 128) / 4, (16 + 3 * 128) / 4], &[20, (16 + 32 + 2 * 128) / 4]]));
+        // Sheared by 0.5: every second row moves by half a pixel.
+        let image = grey(&[&[10, 20], &[10, 20], &[10, 20]]);
+        let sheared = affine(&image, [1.0, 0.5, 0.0, 0.0, 1.0, 0.0]);
+        assert_eq!(sheared, grey(&[&[10, 20], &[69, 15], &[128, 10]]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Against Pillow: `fixtures/images/make.py` wrote what it makes of the files there.
+//! Against Pillow and OpenCV: `fixtures/images/make.py` wrote what they make of the files there.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -79,7 +79,7 @@ fn resizes_as_pillow() {
 }
 
 #[test]
-fn augments_as_pillow() {
+fn augments_as_pillow_and_opencv() {
     assert!(rows("operation").len() >= 360);
     let mut wrong = Vec::new();
     for row in rows("operation") {

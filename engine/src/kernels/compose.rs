@@ -137,6 +137,8 @@ pub fn adamw<B: BurnBackend>(
     let t = step.step as f64;
     let size = step.lr / (1.0 - step.beta_1.powf(t));
     let root = (1.0 - step.beta_2.powf(t)).sqrt();
-    let p = p * (1.0 - step.lr * step.weight_decay) - m.clone() / (v.clone().sqrt() / root + step.epsilon) * size;
+    let change = m.clone() / (v.clone().sqrt() / root + step.epsilon) * size;
+    let kept = 1.0 - step.lr * step.weight_decay;
+    let p = if step.decay_last { (p - change) * kept } else { p * kept - change };
     [p, m, v].map(|tensor| B::float_reshape(prim(tensor), shape.clone()))
 }

@@ -87,9 +87,9 @@ pub trait Backend: BurnBackend {
     }
 }
 
-/// Whether the CPU multiplies bf16 quicker than f32.
-pub fn cpu_has_bf16_units() -> bool {
-    flex::has_bf16_units()
+/// Whether the CPU multiplies bf16 quicker than f32: with AMX.
+pub fn cpu_has_amx() -> bool {
+    flex::has_amx()
 }
 
 impl Backend for Cuda {}
@@ -122,6 +122,8 @@ pub struct Adamw {
     pub beta_2: f64,
     pub epsilon: f64,
     pub weight_decay: f64,
+    /// The new value decays instead of the old one, as in `transformers.AdamW`: p ← (p − …)(1 − lr·decay).
+    pub decay_last: bool,
     /// t, from 1.
     pub step: u64,
     /// Gradients are multiplied by this first: clipping.

@@ -5,6 +5,7 @@ use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, NoChe
 use burn::tensor::backend::{AutodiffBackend, Backend as BurnBackend};
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use burn_flex::Flex;
+use fixtures::compare::{absolute_difference, assert_close, relative_difference};
 
 use super::{Adamw, Backend, compose, float, lean, prim};
 use crate::device::Precision;
@@ -46,11 +47,9 @@ fn flat<B: BurnBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
 }
 
 /// The largest difference, relative to the largest expected value.
-fn error(actual: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(actual.len(), expected.len());
-    assert!(actual.iter().all(|value| value.is_finite()), "not finite: {actual:?}");
-    let largest = expected.iter().fold(1e-6f32, |largest, value| largest.max(value.abs()));
-    actual.iter().zip(expected).map(|(a, e)| (a - e).abs()).fold(0.0, f32::max) / largest
+fn error(actual: &[f32], expected: &[f32]) -> f64 {
+    let difference = absolute_difference(expected, actual).unwrap_or_else(|reason| panic!("{reason}: {actual:?}"));
+    difference / expected.iter().fold(1e-6, |largest: f64, value| largest.max(f64::from(value.abs())))
 }
 
 /// One input of a function: how many values, whether it is tracked.
@@ -82,11 +81,12 @@ fn evaluate<B: AutodiffBackend, const D: usize>(
 /// Both functions agree on values and gradients to `tolerance`, as [`error`] counts.
 fn agree<const D: usize>(
     inputs: &[Input],
-    tolerance: f32,
+    tolerance: f64,
     ours: impl Fn(&[Tensor<Tracked, 1>]) -> Tensor<Tracked, D>,
     composed: impl Fn(&[Tensor<Tracked, 1>]) -> Tensor<Tracked, D>,
 ) {
     let (actual, expected) = (evaluate(inputs, ours), evaluate(inputs, composed));
+    assert_eq!(actual.len(), expected.len());
     for (i, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
         let error = error(actual, expected);
         assert!(error <= tolerance, "{inputs:?}: output {i} is off by {error:e}");
@@ -571,7 +571,7 @@ fn not_a_number_shows() {
     assert!(flat(normal)[24..48].iter().all(|value| value.is_nan()));
 }
 
-fn adamw_steps(threads: usize) -> [Vec<f32>; 3] {
+fn adamw_steps(threads: usize, decay_last: bool) -> [Vec<f32>; 3] {
     let n = 40_000;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     let mut state = [
@@ -580,8 +580,16 @@ fn adamw_steps(threads: usize) -> [Vec<f32>; 3] {
         prim(tensor::<Flex, 1>([n], 3).abs()),
     ];
     for step in 1..=3 {
-        let options =
-            Adamw { lr: 1e-3, beta_1: 0.9, beta_2: 0.98, epsilon: 1e-8, weight_decay: 0.01, step, gradient_scale: 0.5 };
+        let options = Adamw {
+            lr: 1e-3,
+            beta_1: 0.9,
+            beta_2: 0.98,
+            epsilon: 1e-8,
+            weight_decay: 100.0,
+            decay_last,
+            step,
+            gradient_scale: 0.5,
+        };
         let [p, m, v] = state;
         state = pool.install(|| Flex::adamw(p, prim(tensor::<Flex, 1>([n], 10 + step)), m, v, &options));
     }
@@ -590,23 +598,36 @@ fn adamw_steps(threads: usize) -> [Vec<f32>; 3] {
 
 #[test]
 fn adamw_agrees() {
-    let ours = adamw_steps(2);
-    assert_eq!(ours, adamw_steps(1));
-    let n = 40_000;
-    let mut state = [
-        prim::<Flex, 1>(tensor([n], 1)),
-        prim(tensor::<Flex, 1>([n], 2) * 0.01),
-        prim(tensor::<Flex, 1>([n], 3).abs()),
-    ];
-    for step in 1..=3 {
-        let options =
-            Adamw { lr: 1e-3, beta_1: 0.9, beta_2: 0.98, epsilon: 1e-8, weight_decay: 0.01, step, gradient_scale: 0.5 };
-        let [p, m, v] = state;
-        state = compose::adamw::<Flex>(p, prim(tensor::<Flex, 1>([n], 10 + step)), m, v, &options);
+    for decay_last in [false, true] {
+        let ours = adamw_steps(2, decay_last);
+        assert_eq!(ours, adamw_steps(1, decay_last));
+        let n = 40_000;
+        let mut state = [
+            prim::<Flex, 1>(tensor([n], 1)),
+            prim(tensor::<Flex, 1>([n], 2) * 0.01),
+            prim(tensor::<Flex, 1>([n], 3).abs()),
+        ];
+        for step in 1..=3 {
+            let options = Adamw {
+                lr: 1e-3,
+                beta_1: 0.9,
+                beta_2: 0.98,
+                epsilon: 1e-8,
+                // So much that its order shows.
+                weight_decay: 100.0,
+                decay_last,
+                step,
+                gradient_scale: 0.5,
+            };
+            let [p, m, v] = state;
+            state = compose::adamw::<Flex>(p, prim(tensor::<Flex, 1>([n], 10 + step)), m, v, &options);
+        }
+        for (ours, composed) in ours.iter().zip(state) {
+            assert_close("AdamW", &flat(float::<Flex, 1>(composed)), ours, 1e-6);
+        }
     }
-    for (ours, composed) in ours.iter().zip(state) {
-        assert!(error(ours, &flat(float::<Flex, 1>(composed))) < 1e-6);
-    }
+    let [first, last] = [false, true].map(|decay_last| adamw_steps(1, decay_last)[0].clone());
+    assert!(relative_difference(&first, &last).unwrap() > 1e-4, "the order of decay shows");
 }
 
 #[test]
@@ -622,14 +643,22 @@ fn adamw_is_pytorchs() {
     let mut state = [row([0.5, -1.25, 3.0, 1e-3]), row([0.0; 4]), row([0.0; 4])];
     for (i, gradient) in gradients.into_iter().enumerate() {
         let step = i as u64 + 1;
-        let options =
-            Adamw { lr: 1e-2, beta_1: 0.9, beta_2: 0.98, epsilon: 1e-8, weight_decay: 0.01, step, gradient_scale: 1.0 };
+        let options = Adamw {
+            lr: 1e-2,
+            beta_1: 0.9,
+            beta_2: 0.98,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            decay_last: false,
+            step,
+            gradient_scale: 1.0,
+        };
         let [p, m, v] = state;
         state = Flex::adamw(p, row(gradient), m, v, &options);
     }
     for (actual, expected) in state.map(|state| flat(float::<Flex, 1>(state))).iter().zip(expected) {
         for (actual, expected) in actual.iter().zip(expected) {
-            assert!((actual - expected).abs() <= 1e-6 * expected.abs(), "{actual} for {expected}");
+            assert_close("a value of AdamW", &[expected], &[*actual], 1e-6);
         }
     }
 }

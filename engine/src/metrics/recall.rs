@@ -241,6 +241,7 @@ mod tests {
         let images = matrix(2, &[1.0, 0.0].repeat(12));
         let image_of_text: Vec<usize> = (0..24).map(|text| text / 2).collect();
         let found = ranks(&texts, &images, &image_of_text).unwrap();
+        assert_eq!(found.images.len(), image_of_text.len());
         assert!(found.images.iter().zip(&image_of_text).all(|(&rank, &image)| rank as usize == image));
         assert!(found.texts.iter().enumerate().all(|(image, &rank)| rank == Some(2 * image as u32)));
         assert_eq!(found.recall().image_retrieval.recall_at_1, 1.0 / 12.0);

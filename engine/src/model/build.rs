@@ -94,7 +94,8 @@ impl LoadReport {
 /// How parameters start that no checkpoint gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Start {
-    /// Standard deviation of weights, cut at two of them. Norms and biases start at 1 and 0.
+    /// Standard deviation of linear weights, embeddings and tokens. The patch projection starts as PyTorch's
+    /// convolutions do, norms at 1 and biases at 0.
     pub std: f32,
     /// γ of layer scale.
     pub layer_scale: f32,
@@ -155,10 +156,14 @@ pub(super) fn build_extent<B: Backend>(
 #[derive(Clone, Copy)]
 enum Init {
     Constant(f32),
-    /// Normal, with the deviation of [`Start`].
-    Weight,
-    /// What layer `.0` adds to its input: smaller in deeper layers, as BEiT does it.
-    Residual(usize),
+    /// Normal, with the deviation of [`Start`]: heads and embeddings.
+    Normal,
+    /// The same, drawn again beyond ±2: the transformer itself.
+    Truncated,
+    /// Truncated, then divided by √(2(i + 1)) for layer i: the MLP and what the attention adds to its input.
+    Scaled(usize),
+    /// Uniform within ±1/√n for n inputs: PyTorch's convolutions, their biases too.
+    Convolution(usize),
 }
 
 struct Builder<'a, B: BurnBackend> {
@@ -202,16 +207,20 @@ impl<B: Backend> Builder<'_, B> {
                     weight: self.param(
                         "transformer.patch_embed.proj.weight",
                         [d, 3, a.patch_size, a.patch_size],
-                        Init::Weight,
+                        Init::Convolution(3 * a.patch_size * a.patch_size),
                     )?,
-                    bias: self.optional("transformer.patch_embed.proj.bias", [d], Init::Constant(0.0))?,
+                    bias: self.optional(
+                        "transformer.patch_embed.proj.bias",
+                        [d],
+                        Init::Convolution(3 * a.patch_size * a.patch_size),
+                    )?,
                 },
             },
-            cls_token: self.param("transformer.cls_token", [1, 1, d], Init::Weight)?,
-            mask_token: self.optional("transformer.mask_token", [1, 1, d], Init::Weight)?,
+            cls_token: self.param("transformer.cls_token", [1, 1, d], Init::Truncated)?,
+            mask_token: self.optional("transformer.mask_token", [1, 1, d], Init::Truncated)?,
             pos_embed: match a.relative_positions {
                 true => None,
-                false => Some(self.param("transformer.pos_embed", [1, a.image_tokens(), d], Init::Weight)?),
+                false => Some(self.param("transformer.pos_embed", [1, a.image_tokens(), d], Init::Truncated)?),
             },
             blocks: (0..a.layers).map(|layer| self.block(a, layer)).collect::<Result<_, _>>()?,
             norm: self.norm("transformer.norm", d, 1e-6)?,
@@ -280,8 +289,8 @@ impl<B: Backend> Builder<'_, B> {
             norm2: self.experts(&format!("{base}.norm2"), a.norm2_experts, vl, |b, name| b.norm(name, d, 1e-6))?,
             mlp: self.experts(&format!("{base}.mlp"), a.mlp_experts, vl, |b, name| {
                 Ok(Mlp {
-                    fc1: b.linear(&format!("{name}.fc1"), [a.mlp_hidden, d], Init::Weight)?,
-                    fc2: b.linear(&format!("{name}.fc2"), [d, a.mlp_hidden], Init::Residual(layer))?,
+                    fc1: b.linear(&format!("{name}.fc1"), [a.mlp_hidden, d], Init::Scaled(layer))?,
+                    fc2: b.linear(&format!("{name}.fc2"), [d, a.mlp_hidden], Init::Scaled(layer))?,
                 })
             })?,
             gamma_1: self.gamma(a, &format!("{base}.gamma_1"))?,
@@ -316,7 +325,7 @@ impl<B: Backend> Builder<'_, B> {
     fn attention(&mut self, name: &str, a: &Architecture, layer: usize) -> Result<Attention<B>, LoadError> {
         let d = a.hidden_size;
         let qkv = Linear {
-            weight: self.param(&format!("{name}.qkv.weight"), [3 * d, d], Init::Weight)?,
+            weight: self.param(&format!("{name}.qkv.weight"), [3 * d, d], Init::Truncated)?,
             bias: match self.has(&format!("{name}.qkv.bias")) {
                 true => Some(self.param(&format!("{name}.qkv.bias"), [3 * d], Init::Constant(0.0))?),
                 false => None,
@@ -324,7 +333,7 @@ impl<B: Backend> Builder<'_, B> {
         };
         let q_bias = self.optional(&format!("{name}.q_bias"), [d], Init::Constant(0.0))?;
         let v_bias = self.optional(&format!("{name}.v_bias"), [d], Init::Constant(0.0))?;
-        let proj = self.linear(&format!("{name}.proj"), [d, d], Init::Residual(layer))?;
+        let proj = self.linear(&format!("{name}.proj"), [d, d], Init::Scaled(layer))?;
         Ok(Attention::new(qkv, q_bias, v_bias, proj, a.heads))
     }
 
@@ -342,7 +351,7 @@ impl<B: Backend> Builder<'_, B> {
     }
 
     fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<Embedding<B>, LoadError> {
-        Ok(Embedding { weight: self.param(&format!("{name}.weight"), shape, Init::Weight)? })
+        Ok(Embedding { weight: self.param(&format!("{name}.weight"), shape, Init::Normal)? })
     }
 
     /// NLVR2's second image has a type of its own, which starts as the first's.
@@ -416,7 +425,7 @@ impl<B: Backend> Builder<'_, B> {
 
     fn head_linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear<B>, LoadError> {
         Ok(Linear {
-            weight: self.head_param(&format!("{name}.weight"), shape, Init::Weight)?,
+            weight: self.head_param(&format!("{name}.weight"), shape, Init::Normal)?,
             bias: match bias {
                 true => Some(self.head_param(&format!("{name}.bias"), [shape[0]], Init::Constant(0.0))?),
                 false => None,
@@ -500,18 +509,21 @@ impl<B: Backend> Builder<'_, B> {
     fn start<const D: usize>(&mut self, name: &str, shape: [usize; D], init: Init) -> Param<Tensor<B, D>> {
         self.initialised.push(name.to_owned());
         let elements = shape.iter().product();
+        let mut key = blake3::Hasher::new();
+        key.update(&self.seed.to_le_bytes()).update(name.as_bytes());
+        let mut rng = ChaCha8Rng::from_seed(*key.finalize().as_bytes());
         let std = self.begin.std;
-        let std = match init {
-            Init::Residual(layer) => std / (2.0 * (layer + 1) as f32).sqrt(),
-            _ => std,
-        };
         let values = match init {
             Init::Constant(value) => vec![value; elements],
-            Init::Weight | Init::Residual(_) => {
-                let mut key = blake3::Hasher::new();
-                key.update(&self.seed.to_le_bytes()).update(name.as_bytes());
-                let mut rng = ChaCha8Rng::from_seed(*key.finalize().as_bytes());
-                (0..elements).map(|_| normal(&mut rng) * std).collect()
+            Init::Normal => (0..elements).map(|_| normal(&mut rng) * std).collect(),
+            Init::Truncated => (0..elements).map(|_| truncated(&mut rng, std)).collect(),
+            Init::Scaled(layer) => {
+                let divisor = (2.0 * (layer + 1) as f32).sqrt();
+                (0..elements).map(|_| truncated(&mut rng, std) / divisor).collect()
+            }
+            Init::Convolution(inputs) => {
+                let bound = 1.0 / (inputs as f32).sqrt();
+                (0..elements).map(|_| rng.random_range(-bound..bound)).collect()
             }
         };
         self.tensor(values, shape)
@@ -548,13 +560,121 @@ fn derived(name: &str) -> bool {
     name.starts_with("temporal_") || name.ends_with("position_ids") || name == "mask_for_combining_temporal"
 }
 
-/// Standard normal, cut at 2 (Box–Muller, drawn again beyond).
+/// Standard normal (Box–Muller).
 fn normal(rng: &mut ChaCha8Rng) -> f32 {
+    let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+}
+
+/// Normal with a deviation, drawn again beyond ±2. The bounds are absolute, as timm's `trunc_normal_` has them by
+/// default: with BEiT's deviation of 0.02 they cut off nothing.
+fn truncated(rng: &mut ChaCha8Rng, std: f32) -> f32 {
     loop {
-        let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
-        let z = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
-        if z.abs() <= 2.0 {
-            return z as f32;
+        let value = normal(rng) * std;
+        if value.abs() <= 2.0 {
+            return value;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use burn_flex::Flex;
+    use formats::config::Variant;
+
+    use super::super::config::Size;
+    use super::super::save::to_host;
+    use super::*;
+
+    /// The tensors of a small model from scratch, with every head there is.
+    fn start(std: f32) -> HashMap<String, Vec<f32>> {
+        let architecture = Architecture {
+            layers: 4,
+            vl_start: 2,
+            hidden_size: 64,
+            heads: 2,
+            mlp_hidden: 256,
+            vocab_size: 300,
+            ..Architecture::sized(Size::Tiny, Variant::AllMoe, 32)
+        };
+        let make = Want::Make(10);
+        let heads = Heads { irtr: make, vqa: make, nlvr2: make, img_cls: make, pretraining: make };
+        let start = Some(Start { std, layer_scale: 0.1 });
+        let (model, _) = build::<Flex>(&Weights::none(), &architecture, heads, 5, start, &Default::default()).unwrap();
+        to_host(&model).into_iter().map(|tensor| (tensor.name, tensor.values)).collect()
+    }
+
+    fn deviation(values: &[f32]) -> f64 {
+        (values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    }
+
+    fn largest(values: &[f32]) -> f32 {
+        values.iter().fold(0.0, |most, value| if value.abs() > most { value.abs() } else { most })
+    }
+
+    /// N(0, 0.02) everywhere, and no value cut off at two deviations.
+    #[test]
+    fn weights_are_not_cut_at_two_deviations() {
+        let tensors = start(0.02);
+        for name in [
+            "vqa_classifier.0.weight",
+            "nlvr2_classifier.0.weight",
+            "ifm_text_proj.fc.weight",
+            "pooler.dense.weight",
+            "mlm_score.decoder.weight",
+            "text_embeddings.word_embeddings.weight",
+            "transformer.blocks.0.attn.v.qkv.weight",
+            "transformer.blocks.3.attn.vl.qkv.weight",
+        ] {
+            let values = &tensors[name];
+            assert!((deviation(values) / 0.02 - 1.0).abs() < 0.05, "{name}: {}", deviation(values));
+            // Of n > 4,000 normal values some lie beyond 3 deviations.
+            assert!(largest(values) > 0.06, "{name}: {}", largest(values));
+        }
+        for (name, value) in
+            [("vqa_classifier.0.bias", 0.0), ("vqa_classifier.1.weight", 1.0), ("pooler.dense.bias", 0.0)]
+        {
+            assert!(tensors[name].iter().all(|&found| found == value), "{name}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_cut_at_an_absolute_two_and_heads_are_not() {
+        let tensors = start(1.5);
+        let block = &tensors["transformer.blocks.1.attn.l.qkv.weight"];
+        assert!(largest(block) <= 2.0 && largest(block) > 1.95, "{}", largest(block));
+        let mlp = &tensors["transformer.blocks.1.mlp.v.fc1.weight"];
+        assert!(largest(mlp) <= 1.0 && largest(mlp) > 0.97, "cut, then halved: {}", largest(mlp));
+        assert!(largest(&tensors["transformer.cls_token"]) <= 2.0);
+        assert!(largest(&tensors["vqa_classifier.0.weight"]) > 4.0);
+    }
+
+    #[test]
+    fn deeper_layers_start_smaller() {
+        let tensors = start(0.02);
+        for layer in 0..4 {
+            for part in ["attn.v.proj", "mlp.v.fc1", "mlp.l.fc2"] {
+                let values = &tensors[&format!("transformer.blocks.{layer}.{part}.weight")];
+                let expected = 0.02 / (2.0 * f64::from(layer + 1)).sqrt();
+                assert!((deviation(values) / expected - 1.0).abs() < 0.05, "{layer}, {part}: {}", deviation(values));
+            }
+        }
+    }
+
+    /// `torch.nn.Conv2d`: uniform within ±1/√(3·16²) = ±1/√768, whatever the deviation of the other weights.
+    #[test]
+    fn the_patch_projection_starts_as_pytorchs_convolution() {
+        for std in [0.02, 0.5] {
+            let tensors = start(std);
+            for part in ["weight", "bias"] {
+                let values = &tensors[&format!("transformer.patch_embed.proj.{part}")];
+                let bound = 1.0 / 768f32.sqrt();
+                assert!(largest(values) <= bound && largest(values) > 0.9 * bound, "{part}: {}", largest(values));
+                let expected = f64::from(bound) / 3f64.sqrt();
+                assert!((deviation(values) / expected - 1.0).abs() < 0.15, "{part}: {}", deviation(values));
+            }
         }
     }
 }

@@ -76,6 +76,13 @@ pub fn decays(name: &str) -> bool {
     !norm && !name.contains("bias")
 }
 
+/// Weight decay applies to it in the Python code, which spells the norms it leaves out as a model without experts has
+/// them: the norms of experts and of heads do decay.
+pub fn decays_in_reference(name: &str) -> bool {
+    const SPARED: [&str; 5] = ["bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight"];
+    !SPARED.iter().any(|part| name.contains(part))
+}
+
 /// It belongs to a task's own head, which learns at a multiple of the learning rate.
 pub fn is_head(name: &str) -> bool {
     name.split('.').next().is_some_and(|part| part.ends_with("_classifier"))
@@ -116,6 +123,33 @@ mod tests {
             "vqa_classifier.1.weight",
         ] {
             assert!(!decays(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_python_code_spares_only_the_norms_without_experts() {
+        for name in [
+            "transformer.blocks.0.norm1.v.weight",
+            "transformer.blocks.11.norm2.vl.weight",
+            "vqa_classifier.1.weight",
+            "transformer.blocks.0.gamma_1",
+            "transformer.cls_token",
+            "logit_scale",
+            "text_embeddings.word_embeddings.weight",
+        ] {
+            assert!(decays_in_reference(name), "{name}");
+        }
+        for name in [
+            "transformer.blocks.0.norm1.weight",
+            "transformer.blocks.0.norm2.weight",
+            "transformer.norm.weight",
+            "text_embeddings.LayerNorm.weight",
+            "mlm_score.transform.LayerNorm.weight",
+            "relative_position_bias_table",
+            "transformer.blocks.0.norm1.v.bias",
+            "vqa_classifier.3.bias",
+        ] {
+            assert!(!decays_in_reference(name), "{name}");
         }
     }
 

@@ -182,6 +182,7 @@ pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Op
     if options.device == Choice::Auto && device == Device::Cpu {
         notes.extend(crate::device::passed_over());
     }
+    notes.extend(device.warning(options.precision).map(str::to_owned));
     let metadata = weights.metadata().clone();
     let layout = weights.layout();
     Ok((weights, Opened { device, architecture, load: LoadReport::default(), notes, layout, metadata }))

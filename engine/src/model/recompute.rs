@@ -9,7 +9,6 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::noise::Noise;
 use super::transformer::{Block, BlockInput, Pass, Tape};
 use crate::device::Precision;
 use crate::kernels::Backend;
@@ -21,8 +20,6 @@ struct Layer<B: AutodiffBackend> {
     block: Block<B>,
     input: BlockInput<B>,
     precision: Precision,
-    /// As it was before the layer drew from it.
-    noise: Option<Noise>,
     output: Tensor<B, 3>,
     /// What has reached the output.
     gradient: Option<Tensor<B::InnerBackend, 3>>,
@@ -32,20 +29,11 @@ impl<B: AutodiffBackend + Backend> Tape<B> for Recompute<B>
 where
     B::InnerBackend: Backend,
 {
-    fn apply(
-        &mut self,
-        block: &Block<B>,
-        input: BlockInput<B>,
-        precision: Precision,
-        noise: Option<&mut Noise>,
-    ) -> Tensor<B, 3> {
-        let before = noise.as_deref().cloned();
-        let mut pass = Pass { noise, ..Pass::evaluation(precision) };
-        let output = block.valid().forward(input.inner(), &mut pass);
+    fn apply(&mut self, block: &Block<B>, input: BlockInput<B>, precision: Precision) -> Tensor<B, 3> {
+        // What is random in a layer was drawn with its input, so that both passes through it are the same.
+        let output = block.valid().forward(input.inner(), &mut Pass::evaluation(precision));
         let output = Tensor::from_inner(output).require_grad();
-        let layer =
-            Layer { block: block.clone(), input, precision, noise: before, output: output.clone(), gradient: None };
-        self.0.push(layer);
+        self.0.push(Layer { block: block.clone(), input, precision, output: output.clone(), gradient: None });
         output
     }
 }
@@ -72,9 +60,9 @@ where
                     });
                 }
             }
-            let Some(Layer { block, input, precision, mut noise, gradient, .. }) = self.0.pop() else { return };
+            let Some(Layer { block, input, precision, gradient, .. }) = self.0.pop() else { return };
             let Some(gradient) = gradient else { continue };
-            let output = block.forward(input, &mut Pass { noise: noise.as_mut(), ..Pass::evaluation(precision) });
+            let output = block.forward(input, &mut Pass::evaluation(precision));
             gradients = (output * Tensor::from_inner(gradient)).sum().backward();
         }
     }

@@ -179,6 +179,8 @@ fn concerns(name: &str, expert: Expert) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use fixtures::compare::assert_close;
+
     use super::super::open::{open_runner, read_probe_batch};
     use super::*;
     use crate::device::Choice;
@@ -209,8 +211,7 @@ mod tests {
             let (whole, _) = open_runner(&path, &options).unwrap();
             let close = |found: Matrix, expected: Matrix, what: &str| {
                 assert_eq!((found.rows, found.columns), (expected.rows, expected.columns), "{variant}: {what}");
-                let far = found.values.iter().zip(&expected.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(far < 1e-5, "{variant}: {what} differ by {far}");
+                assert_close(format!("{variant}: {what}"), &expected.values, &found.values, 1e-5);
             };
             let (encoder, _) = ImageEncoder::open(&path, &options).unwrap();
             close(encoder.embed(&images).unwrap(), whole.embed_images(&images).unwrap(), "images");

@@ -12,7 +12,7 @@ use burn::tensor::{Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use super::build::{Heads, build};
 use super::config::Architecture;
 use super::input::{patches, texts};
-use super::names::{self, Path as NamePath, decays, is_head};
+use super::names::{self, Path as NamePath, decays, decays_in_reference, is_head};
 use super::noise::Noise;
 use super::objectives::{binary_cross_entropy, contrastive, cross_entropy, similarities};
 use super::recompute::Recompute;
@@ -35,11 +35,50 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// Heads (`*_classifier`) learn at the learning rate times this.
     pub head_lr_multiplier: f64,
+    /// Step and decay as the Python code does: see [`Optimizer::adamw`].
+    pub reference: bool,
 }
 
 impl Default for Optimizer {
     fn default() -> Optimizer {
-        Optimizer { beta_1: 0.9, beta_2: 0.98, epsilon: 1e-8, weight_decay: 0.01, head_lr_multiplier: 1.0 }
+        Optimizer {
+            beta_1: 0.9,
+            beta_2: 0.98,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            head_lr_multiplier: 1.0,
+            reference: false,
+        }
+    }
+}
+
+impl Optimizer {
+    /// What the Python code decays heads at, whatever it is told for the rest.
+    const REFERENCE_HEAD_DECAY: f64 = 0.01;
+
+    /// One step for the parameter of a name, at the run's learning rate.
+    ///
+    /// With [`Optimizer::reference`] it is the step of `transformers.AdamW`: ε is added to √v before the correction of
+    /// the second moment, and decay comes last. Norms of experts and heads then decay too ([`decays_in_reference`]).
+    fn adamw(&self, name: &str, lr: f64, step: u64, gradient_scale: f64) -> Adamw {
+        let weight_decay = match self.reference {
+            false if decays(name) => self.weight_decay,
+            true if decays_in_reference(name) && is_head(name) => Optimizer::REFERENCE_HEAD_DECAY,
+            true if decays_in_reference(name) => self.weight_decay,
+            _ => 0.0,
+        };
+        // √v + ε, all over √(1 − β₂ᵗ), is √(v/(1 − β₂ᵗ)) + ε/√(1 − β₂ᵗ).
+        let correction = if self.reference { (1.0 - self.beta_2.powf(step as f64)).sqrt() } else { 1.0 };
+        Adamw {
+            lr: if is_head(name) { lr * self.head_lr_multiplier } else { lr },
+            beta_1: self.beta_1,
+            beta_2: self.beta_2,
+            epsilon: self.epsilon / correction,
+            weight_decay,
+            decay_last: self.reference,
+            step,
+            gradient_scale,
+        }
     }
 }
 
@@ -356,17 +395,7 @@ where
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, tensor, mapper) = param.consume();
         let Some(gradient) = self.gradients.remove(&id) else { return Param::from_mapped_value(id, tensor, mapper) };
-        let name = self.path.name();
-        let o = &self.optimizer;
-        let step = Adamw {
-            lr: if is_head(&name) { self.lr * o.head_lr_multiplier } else { self.lr },
-            beta_1: o.beta_1,
-            beta_2: o.beta_2,
-            epsilon: o.epsilon,
-            weight_decay: if decays(&name) { o.weight_decay } else { 0.0 },
-            step: self.step,
-            gradient_scale: self.gradient_scale,
-        };
+        let step = self.optimizer.adamw(&self.path.name(), self.lr, self.step, self.gradient_scale);
         let weight = tensor.inner();
         let zeros = || {
             let zeros = Tensor::<Inner<B>, D>::zeros(weight.dims(), &weight.device());

@@ -110,9 +110,18 @@ pub struct BlockInput<B: BurnBackend> {
     bias: Tensor<B, 3>,
     /// [batch, tokens], 1 for a key to attend to
     mask: Option<Tensor<B, 2>>,
-    /// The layer's index, and the number of layers.
-    place: (usize, usize),
+    layer: usize,
+    keep: Option<Keep<B>>,
     through: Through,
+}
+
+/// Which samples a layer's branches are applied to in training, as drawn for one pass.
+#[derive(Clone, Debug)]
+struct Keep<B: BurnBackend> {
+    /// [batch], 0 where the attention branch is dropped, else 1/(1 − rate).
+    attention: Tensor<B, 1>,
+    /// The same of the MLP branch.
+    mlp: Tensor<B, 1>,
 }
 
 /// Whose weights process the tokens of a block.
@@ -131,7 +140,8 @@ impl<B: AutodiffBackend> BlockInput<B> {
             x: self.x.clone().inner(),
             bias: self.bias.clone().inner(),
             mask: self.mask.clone().map(Tensor::inner),
-            place: self.place,
+            layer: self.layer,
+            keep: self.keep.clone().map(|keep| Keep { attention: keep.attention.inner(), mlp: keep.mlp.inner() }),
             through: self.through,
         }
     }
@@ -139,13 +149,7 @@ impl<B: AutodiffBackend> BlockInput<B> {
 
 /// Runs blocks in another way than [`Block::forward`] does, with the same result.
 pub trait Tape<B: BurnBackend> {
-    fn apply(
-        &mut self,
-        block: &Block<B>,
-        input: BlockInput<B>,
-        precision: Precision,
-        noise: Option<&mut Noise>,
-    ) -> Tensor<B, 3>;
+    fn apply(&mut self, block: &Block<B>, input: BlockInput<B>, precision: Precision) -> Tensor<B, 3>;
 }
 
 /// How a forward pass is run.
@@ -168,16 +172,23 @@ impl<B: BurnBackend> Pass<'_, B> {
         }
     }
 
-    fn keep(&mut self, layer: usize, layers: usize, batch: usize, device: &B::Device) -> Option<Tensor<B, 1>> {
-        let keep = self.noise.as_mut()?.keep(layer, layers, batch)?;
-        Some(Tensor::from_data(TensorData::new(keep, [batch]), device))
+    /// Draws which samples keep a layer's branches. A joint pass draws once for text and image, also where they go
+    /// through the layer apart, as the Python code does: its blocks take both at once.
+    fn keep(&mut self, layer: usize, layers: usize, x: &Tensor<B, 3>) -> Option<Keep<B>> {
+        let (batch, device) = (x.dims()[0], x.device());
+        let noise = self.noise.as_mut()?;
+        let mut draw = || {
+            let keep = noise.keep(layer, layers, batch)?;
+            Some(Tensor::from_data(TensorData::new(keep, [batch]), &device))
+        };
+        Some(Keep { attention: draw()?, mlp: draw()? })
     }
 }
 
 impl<B: Backend> Pass<'_, B> {
     fn apply(&mut self, block: &Block<B>, input: BlockInput<B>) -> Tensor<B, 3> {
         match &mut self.tape {
-            Some(tape) => tape.apply(block, input, self.precision, self.noise.as_deref_mut()),
+            Some(tape) => tape.apply(block, input, self.precision),
             None => block.forward(input, self),
         }
     }
@@ -323,11 +334,13 @@ impl<B: Backend> VlModel<B> {
         let mut x = match &bias.towers {
             Some((text_bias, image_bias)) => {
                 for (i, block) in blocks[..a.vl_start].iter().enumerate() {
-                    let (place, mask) = ((i, a.layers), Some(text.mask.clone()));
-                    let through = Through::One(Expert::L);
-                    words = pass.apply(block, BlockInput { x: words, bias: text_bias.layer(i), mask, place, through });
+                    let keep = pass.keep(i, a.layers, &words);
+                    let (mask, through) = (Some(text.mask.clone()), Through::One(Expert::L));
+                    let (bias, kept) = (text_bias.layer(i), keep.clone());
+                    words = pass.apply(block, BlockInput { x: words, bias, mask, layer: i, keep: kept, through });
                     let (mask, through) = (None, Through::One(Expert::V));
-                    image = pass.apply(block, BlockInput { x: image, bias: image_bias.layer(i), mask, place, through });
+                    let bias = image_bias.layer(i);
+                    image = pass.apply(block, BlockInput { x: image, bias, mask, layer: i, keep, through });
                 }
                 Tensor::cat(vec![words, image], 1)
             }
@@ -335,16 +348,16 @@ impl<B: Backend> VlModel<B> {
                 let mut x = Tensor::cat(vec![words, image], 1);
                 for (i, block) in blocks[..a.vl_start].iter().enumerate() {
                     let (bias, mask) = (bias.joint.layer(i), Some(mask.clone()));
-                    let (place, through) = ((i, a.layers), Through::Each(length));
-                    x = pass.apply(block, BlockInput { x, bias, mask, place, through });
+                    let (keep, through) = (pass.keep(i, a.layers, &x), Through::Each(length));
+                    x = pass.apply(block, BlockInput { x, bias, mask, layer: i, keep, through });
                 }
                 x
             }
         };
         for (i, block) in blocks.iter().enumerate().skip(a.vl_start) {
             let (bias, mask) = (bias.joint.layer(i), Some(mask.clone()));
-            let (place, through) = ((i, a.layers), Through::One(Expert::Vl));
-            x = pass.apply(block, BlockInput { x, bias, mask, place, through });
+            let (keep, through) = (pass.keep(i, a.layers, &x), Through::One(Expert::Vl));
+            x = pass.apply(block, BlockInput { x, bias, mask, layer: i, keep, through });
         }
         x
     }
@@ -360,8 +373,8 @@ impl<B: Backend> VlModel<B> {
     ) -> Tensor<B, 3> {
         self.transformer.blocks.iter().enumerate().skip(a.vl_start).fold(hidden, |x, (i, block)| {
             let (bias, mask) = (bias.layer(i), mask.clone());
-            let (place, through) = ((i, a.layers), Through::One(Expert::Vl));
-            pass.apply(block, BlockInput { x, bias, mask, place, through })
+            let (keep, through) = (pass.keep(i, a.layers, &x), Through::One(Expert::Vl));
+            pass.apply(block, BlockInput { x, bias, mask, layer: i, keep, through })
         })
     }
 
@@ -382,8 +395,8 @@ impl<B: Backend> VlModel<B> {
         let mut at_vl_start = x.clone();
         for (i, block) in self.transformer.blocks.iter().enumerate() {
             let (bias, mask) = (bias.layer(i), mask.clone());
-            let (place, through) = ((i, a.layers), Through::One(expert));
-            x = pass.apply(block, BlockInput { x, bias, mask, place, through });
+            let (keep, through) = (pass.keep(i, a.layers, &x), Through::One(expert));
+            x = pass.apply(block, BlockInput { x, bias, mask, layer: i, keep, through });
             if i + 1 == a.vl_start {
                 at_vl_start = x.clone();
             }
@@ -431,8 +444,8 @@ impl<B: Backend> VlModel<B> {
 
 impl<B: Backend> Block<B> {
     pub fn forward(&self, input: BlockInput<B>, pass: &mut Pass<B>) -> Tensor<B, 3> {
-        let BlockInput { x, bias, mask, place, through } = input;
-        let layer = place.0;
+        let BlockInput { x, bias, mask, layer, keep, through } = input;
+        let (keep_attention, keep_mlp) = keep.map(|keep| (keep.attention, keep.mlp)).unzip();
         let normal = normalise(&self.norm1, x.clone(), through);
         let expert = match through {
             Through::One(expert) => expert,
@@ -446,7 +459,7 @@ impl<B: Backend> Block<B> {
             }
             _ => self.attend(normal, bias, mask, layer, expert, pass),
         };
-        let x = x.add_branch(branch, &self.gamma_1, place, pass);
+        let x = add_branch(x, branch, &self.gamma_1, keep_attention);
         let normal = normalise(&self.norm2, x.clone(), through);
         let branch = match through {
             Through::Each(length) if self.mlp.has_experts() => {
@@ -456,7 +469,7 @@ impl<B: Backend> Block<B> {
             }
             _ => self.feed_forward(normal, layer, expert, pass),
         };
-        x.add_branch(branch, &self.gamma_2, place, pass)
+        add_branch(x, branch, &self.gamma_2, keep_mlp)
     }
 
     fn attend(
@@ -509,27 +522,76 @@ fn normalise<B: Backend>(norm: &Experts<B, LayerNorm<B>>, x: Tensor<B, 3>, throu
     }
 }
 
-trait AddBranch<B: BurnBackend> {
-    /// x + keep·γ·branch; γ is 1 in a model without layer scale.
-    fn add_branch(
-        self,
-        branch: Tensor<B, 3>,
-        gamma: &Option<Param<Tensor<B, 1>>>,
-        place: (usize, usize),
-        pass: &mut Pass<B>,
-    ) -> Tensor<B, 3>;
+/// x + keep·γ·branch; γ is 1 in a model without layer scale.
+fn add_branch<B: Backend>(
+    x: Tensor<B, 3>,
+    branch: Tensor<B, 3>,
+    gamma: &Option<Param<Tensor<B, 1>>>,
+    keep: Option<Tensor<B, 1>>,
+) -> Tensor<B, 3> {
+    let gamma = gamma.as_ref().map_or_else(|| Tensor::ones([x.dims()[2]], &x.device()), Param::val);
+    kernels::add_scaled(x, gamma, branch.cast(FloatDType::F32), keep)
 }
 
-impl<B: Backend> AddBranch<B> for Tensor<B, 3> {
-    fn add_branch(
-        self,
-        branch: Tensor<B, 3>,
-        gamma: &Option<Param<Tensor<B, 1>>>,
-        (layer, layers): (usize, usize),
-        pass: &mut Pass<B>,
-    ) -> Tensor<B, 3> {
-        let keep = pass.keep(layer, layers, self.dims()[0], &self.device());
-        let gamma = gamma.as_ref().map_or_else(|| Tensor::ones([self.dims()[2]], &self.device()), Param::val);
-        kernels::add_scaled(self, gamma, branch.cast(FloatDType::F32), keep)
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+    use fixtures::compare::absolute_difference;
+    use formats::config::Variant;
+
+    use super::super::build::{Heads, Start, build};
+    use super::super::config::Size;
+    use super::super::input::{patches, texts};
+    use super::super::weights::Weights;
+    use super::*;
+    use crate::batch::{Images, Texts};
+
+    /// Samples that are all the same are told apart by nothing but what stochastic depth dropped of them.
+    #[test]
+    fn text_and_image_of_a_joint_pass_never_draw_apart() {
+        const SAMPLES: usize = 24;
+        for (variant, vl_start) in [(Variant::Ufo, 3), (Variant::AllMoe, 3), (Variant::LnMoe, 3), (Variant::Ufo, 0)] {
+            let architecture = Architecture {
+                layers: 3,
+                vl_start,
+                hidden_size: 16,
+                heads: 2,
+                mlp_hidden: 32,
+                vocab_size: 20,
+                text_len: 5,
+                table_text_len: 5,
+                ..Architecture::sized(Size::Tiny, variant, 32)
+            };
+            let (a, device, start) = (&architecture, Default::default(), Start { std: 0.5, layer_scale: 1.0 });
+            let (model, _) = build::<Flex>(&Weights::none(), a, Heads::default(), 1, Some(start), &device).unwrap();
+            let words = Texts {
+                count: SAMPLES,
+                len: 5,
+                ids: [1, 5, 7, 2, 0].repeat(SAMPLES),
+                mask: [1, 1, 1, 1, 0].repeat(SAMPLES),
+            };
+            let pixels = (0..3 * 32 * 32).map(|i| (i % 17) as f32 / 17.0).collect::<Vec<_>>();
+            let images = Images { count: SAMPLES, size: 32, pixels: pixels.repeat(SAMPLES) };
+            let mut noise = Noise::new(1, 0, 0.0, 0.5);
+            let mut pass = Pass { noise: Some(&mut noise), ..Pass::evaluation(Precision::F32) };
+            let bias = model.joint_bias(&PositionIndex::new(a, &device), a);
+            let patches = patches(&images, a.patch_size, &device);
+            let out = model.joint(&texts(&words, &device), patches, 1, &bias, a, &mut pass);
+            let part = |from: usize, tokens: usize| -> Vec<Vec<f32>> {
+                let values: Vec<f32> = out.clone().narrow(1, from, tokens).into_data().to_vec().unwrap();
+                values.chunks(tokens * a.hidden_size).map(<[f32]>::to_vec).collect()
+            };
+            let (text, image) = (part(0, a.text_len), part(a.text_len, a.image_tokens()));
+            let same = |a: &[f32], b: &[f32]| absolute_difference(a, b).unwrap() < 1e-4;
+            let mut apart = 0;
+            for i in 0..SAMPLES {
+                for j in 0..i {
+                    let (texts, images) = (same(&text[i], &text[j]), same(&image[i], &image[j]));
+                    assert_eq!(texts, images, "{variant}, vl start {vl_start}: samples {i} and {j}");
+                    apart += usize::from(!texts);
+                }
+            }
+            assert!(apart > SAMPLES, "{variant}: something is dropped of some samples, and not of others: {apart}");
+        }
     }
 }

@@ -67,12 +67,16 @@ pub struct Config {
     pub beta1: f64,
     pub beta2: f64,
     pub epsilon: f64,
+    /// Follow the numerics of the Python code where ours differ on purpose: its AdamW (ε added before the correction of
+    /// the second moment, decay after the step), and its choice of what decays (experts' norms and the norms of heads
+    /// too, and heads always at 0.01).
+    pub reference: bool,
     /// The gradient's L2 norm is cut to this; 0 leaves it.
     pub clip: f64,
     /// Stochastic depth: the probability to skip the last layer, from 0 at the first on a line.
     pub drop_rate: f64,
-    /// Dropout on text embeddings.
-    pub text_dropout: f64,
+    /// Dropout on text embeddings [default: drop_rate].
+    pub text_dropout: Option<f64>,
 
     pub seed: u64,
     #[serde(serialize_with = "to_text", deserialize_with = "from_text")]
@@ -132,6 +136,7 @@ pub const KEYS: &[&str] = &[
     "beta1",
     "beta2",
     "epsilon",
+    "reference",
     "clip",
     "drop_rate",
     "text_dropout",
@@ -264,9 +269,10 @@ impl Default for Config {
             beta1: 0.9,
             beta2: 0.98,
             epsilon: 1e-8,
+            reference: false,
             clip: 0.0,
             drop_rate: 0.1,
-            text_dropout: 0.1,
+            text_dropout: None,
             seed: 1,
             device: Choice::Auto,
             precision: Precision::F32,
@@ -373,7 +379,7 @@ impl Config {
         below_one("beta1", self.beta1)?;
         below_one("beta2", self.beta2)?;
         below_one("drop_rate", self.drop_rate)?;
-        below_one("text_dropout", self.text_dropout)?;
+        below_one("text_dropout", self.text_dropout())?;
         if !(self.epsilon.is_finite() && self.epsilon > 0.0) {
             return Err(format!("epsilon is {}: it must be more than 0", self.epsilon));
         }
@@ -396,6 +402,11 @@ impl Config {
     /// Examples of a batch of the evaluation.
     pub fn eval_batch_size(&self) -> usize {
         self.eval_batch_size.unwrap_or_else(|| self.part_size()).max(1)
+    }
+
+    /// Dropout on text embeddings.
+    pub fn text_dropout(&self) -> f64 {
+        self.text_dropout.unwrap_or(self.drop_rate)
     }
 
     /// The gradient norm to clip to.

@@ -599,7 +599,7 @@ mod tests {
         assert_eq!(bench.heard.saved, [5, 10, 15, 17]);
         assert_eq!(bench.heard.epochs[..3], [0.4, 0.8, 1.2]);
         let best = bench.heard.evaluations.iter().filter(|e| e.2).map(|e| e.1.value().unwrap());
-        assert_eq!(best.fold(0.0, f64::max), accuracy(trainer.runner().as_ref()).unwrap().value().unwrap());
+        assert_eq!(best.max_by(f64::total_cmp).unwrap(), accuracy(trainer.runner().as_ref()).unwrap().value().unwrap());
     }
 
     #[test]

@@ -29,8 +29,12 @@ presets![
     "easy-vqa",
     "irtr-coco-base-384",
     "irtr-f30k-base-384",
+    "irtr-f30k-base-224",
+    "irtr-f30k-large-384",
     "vqa-base-480",
+    "vqa-large-224",
     "nlvr2-base-384",
+    "nlvr2-base-224",
     "imagenet-base-224",
     "imagenet-base-384",
     "pretrain-base-224",
@@ -79,15 +83,20 @@ mod tests {
             let c = read(name);
             (c.task, c.image_size, c.lr, c.epochs, c.batch_size)
         };
-        assert_eq!(row("irtr-coco-base-384"), (Some(Task::Irtr), Some(384), 2e-5, Some(20), 1024));
-        assert_eq!(row("irtr-f30k-base-384"), (Some(Task::Irtr), Some(384), 5e-5, Some(40), 1024));
+        assert_eq!(row("irtr-coco-base-384"), (Some(Task::Irtr), Some(384), 6.25e-6, Some(20), 640));
+        assert_eq!(row("irtr-f30k-base-384"), (Some(Task::Irtr), Some(384), 6.25e-7, Some(40), 128));
+        assert_eq!(row("irtr-f30k-base-224"), (Some(Task::Irtr), Some(224), 5e-5, Some(10), 1024));
+        assert_eq!(row("irtr-f30k-large-384"), (Some(Task::Irtr), Some(384), 5e-5, Some(10), 1024));
         assert_eq!(row("vqa-base-480"), (Some(Task::Vqa), Some(480), 3e-5, Some(10), 128));
+        assert_eq!(row("vqa-large-224"), (Some(Task::Vqa), Some(224), 3e-5, Some(10), 512));
         assert_eq!(row("nlvr2-base-384"), (Some(Task::Nlvr2), Some(384), 5e-5, Some(10), 128));
+        assert_eq!(row("nlvr2-base-224"), (Some(Task::Nlvr2), Some(224), 1e-4, Some(10), 128));
         assert_eq!(row("imagenet-base-224"), (Some(Task::ImgCls), Some(224), 3e-3, Some(100), 512));
         assert_eq!(row("imagenet-base-384"), (Some(Task::ImgCls), Some(384), 1e-3, Some(100), 512));
         assert_eq!(row("pretrain-base-224"), (None, Some(224), 2e-4, None, 1056));
         let vqa = read("vqa-base-480");
-        assert_eq!((vqa.lr_mult, vqa.drop_rate), (10.0, 0.15));
+        assert_eq!((vqa.lr_mult, vqa.drop_rate, vqa.text_dropout()), (10.0, 0.15, 0.15));
+        assert_eq!(read("vqa-large-224").lr_mult, 10.0);
         let imagenet = read("imagenet-base-224");
         assert_eq!((imagenet.weight_decay, imagenet.warmup), (0.05, Warmup::Fraction(0.2)));
         assert_eq!(read("imagenet-base-384").lr_mult, 10.0);
@@ -98,6 +107,19 @@ mod tests {
         );
         let objectives = pretrain.pretrain.unwrap();
         assert_eq!((objectives.mlm_probability, objectives.whole_word), (0.25, true));
+    }
+
+    /// The published commands change some of the configuration's values: both are there to read.
+    #[test]
+    fn values_of_the_configuration_file_stand_beside_the_published_ones() {
+        for (name, said) in [
+            ("irtr-coco-base-384", ["lr = 6.25e-6        # 2e-5 in", "batch_size = 640    # 1024 in"]),
+            ("irtr-f30k-base-384", ["lr = 6.25e-7        # 5e-5 in", "batch_size = 128    # 1024 in"]),
+            ("vqa-base-480", ["image_size = 480    # 224 in", "batch_size = 128    # 512 in"]),
+        ] {
+            let text = preset(name).unwrap().text;
+            assert!(said.iter().all(|said| text.contains(said)), "{name}: {text}");
+        }
     }
 
     #[test]

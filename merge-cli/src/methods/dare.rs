@@ -133,6 +133,7 @@ mod tests {
         let reference = ones(&dare(0.5), "w", n, n);
         // Independent masks agree on half of the elements, give or take four standard deviations.
         let independent = |other: &[f32]| {
+            assert_eq!(reference.len(), other.len());
             let same = reference.iter().zip(other).filter(|(a, b)| a == b).count() as f64 / n as f64;
             (same - 0.5).abs() < 4.0 * 0.5 / (n as f64).sqrt()
         };

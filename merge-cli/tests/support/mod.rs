@@ -130,9 +130,12 @@ pub fn shape(checkpoint: &Checkpoint, name: &str) -> Vec<usize> {
 }
 
 /// The largest absolute difference.
+///
+/// # Panics
+/// There is another number of values, or one that isn't finite.
+#[track_caller]
 pub fn furthest(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    fixtures::compare::absolute_difference(b, a).unwrap()
 }
 
 /// A state dict of tensors with these names and shapes.

@@ -26,6 +26,24 @@ fn the_cpu_computes_what_it_should() {
     assert_eq!(passes, ["image encoder", "joint forward"]);
 }
 
+/// On a CPU with AMX bf16 is quicker, and there is nothing to warn of.
+#[test]
+fn slower_bf16_is_never_silent_and_info_names_what_the_cpu_has() {
+    let found = json("info --json");
+    let units = &found["cpu"]["bf16"];
+    assert!(units.is_null() || ["AMX", "AVX512-BF16"].contains(&units.as_str().unwrap()), "{found}");
+    let text = engine(&Folder::new(), "info").done();
+    let cpu = text.lines().find(|line| line.starts_with("cpu ")).expect("a line on the CPU");
+    assert!(cpu.contains("AMX") && cpu.contains(units.as_str().unwrap_or("neither AMX nor AVX512-BF16")), "{cpu}");
+    let folder = Folder::with_golden(&["model_ufo.safetensors", "batch.safetensors"]);
+    let line = "probe model_ufo.safetensors --batch batch.safetensors --device cpu -o out.safetensors --force";
+    for precision in ["f32", "bf16"] {
+        let stderr = engine(&folder, &format!("{line} --precision {precision}")).stderr;
+        let warned = stderr.contains("warning: --precision bf16 is slower than f32 on this CPU");
+        assert_eq!(warned, precision == "bf16" && units != "AMX", "{precision}, {units}: {stderr}");
+    }
+}
+
 #[test]
 fn a_card_that_is_not_there() {
     // Where there is one, there is nothing to see here.

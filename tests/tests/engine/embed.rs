@@ -1,5 +1,6 @@
 //! `engine embed`
 
+use fixtures::compare::absolute_difference;
 use safetensors::SafeTensors;
 
 use crate::models::{copy, draw, folder, spec, write};
@@ -19,10 +20,8 @@ fn rows_belong_to_paths_and_texts() {
     let (images, texts) = (&tensors["images"], &tensors["texts"]);
     assert_eq!((&images.shape[..], &texts.shape[..]), (&[6, 24][..], &[4, 24][..]));
     let (images, texts) = (images.values(), texts.values());
-    let near = |values: &[f32], a: usize, b: usize| {
-        let pair = values[a * 24..][..24].iter().zip(&values[b * 24..][..24]);
-        pair.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-5
-    };
+    let row = |values: &[f32], row: usize| values[row * 24..][..24].to_vec();
+    let near = |values: &[f32], a, b| absolute_difference(&row(values, a), &row(values, b)).unwrap() < 1e-5;
     assert!(near(&images, 3, 5) && !near(&images, 0, 1), "p/3.png and alone.png are one picture");
     assert!(near(&texts, 0, 3) && !near(&texts, 0, 2) && !near(&texts, 1, 2));
     let bytes = folder.read("out.safetensors");
@@ -37,7 +36,7 @@ fn rows_belong_to_paths_and_texts() {
     let again = [&words[..], &["--batch-size", "1", "--force"]].concat();
     folder.engine(&again).done();
     let alone = folder.tensors("out.safetensors")["images"].values();
-    assert!(alone.iter().zip(&images).all(|(a, b)| (a - b).abs() < 1e-5));
+    assert!(absolute_difference(&images, &alone).unwrap() < 1e-5);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `engine grams` into `vlmerge regmean`, and `engine probe`.
 
 use blackbox::Folder;
+use fixtures::compare::assert_close;
 use fixtures::{ModelSpec, Variant};
 
 use crate::models::{draw, folder, spec, write};
@@ -80,11 +81,13 @@ fn a_probe_equals_the_python_code() {
     let (found, wanted) = (folder.tensors("out.safetensors"), folder.tensors(expected));
     let mut compared = 0;
     for (name, wanted) in &wanted {
-        let Some(found) = found.get(name).filter(|_| !name.ends_with("nlvr2")) else { continue };
+        // NLVR2 has token types of its own, and targets stand in config.json.
+        if name.ends_with("nlvr2") || name == "loss.vqa" {
+            continue;
+        }
+        let found = found.get(name).unwrap_or_else(|| panic!("{name} isn't there"));
         assert_eq!(found.shape, wanted.shape, "{name}");
-        let (found, wanted) = (found.values(), wanted.values());
-        let largest = wanted.iter().fold(0f32, |most, value| most.max(value.abs()));
-        assert!(found.iter().zip(&wanted).all(|(a, b)| (a - b).abs() <= 2e-4 * largest), "{name}");
+        assert_close(name, &wanted.values(), &found.values(), 1e-5);
         compared += 1;
     }
     assert!(compared >= 16, "{compared} tensors of the two files have one name");

@@ -32,6 +32,7 @@ fn answers_come_with_their_names_the_likeliest_first() {
     let found = json(&folder.engine(&[&words[..], &["--answers", "answers.json", "--json"]].concat()).done());
     let answers = found["answers"].as_array().unwrap();
     let named: Vec<&str> = answers.iter().map(|answer| answer["answer"].as_str().unwrap()).collect();
+    assert_eq!(named.len(), 3, "{named:?}");
     for (line, name) in text.lines().zip(&named) {
         assert!(line.ends_with(&format!("%  {name}")), "{text} {named:?}");
     }

@@ -17,6 +17,7 @@ fn model(state: &StateDict) -> Folder {
 /// Checks one merged tensor as the mean of two.
 fn is_mean(out: &Tensors, ms: &Tensors, merged: &str, v: &str, l: &str) {
     let (v, l) = (ms[v].values(), ms[l].values());
+    assert_eq!(v.len(), l.len(), "{merged}");
     let expected: Vec<f32> = v.iter().zip(&l).map(|(v, l)| 0.5 * v + 0.5 * l).collect();
     assert_eq!(out[merged].values(), expected, "{merged}");
 }

@@ -1,6 +1,7 @@
 //! Merging against the golden values of the Python code, and by hand.
 
 use blackbox::{Folder, Tensors, read};
+use fixtures::compare::absolute_difference;
 use serde_json::{Value, json};
 
 use crate::models::{edited, small};
@@ -62,8 +63,7 @@ fn arithmetic_is_the_formula_and_sequential_is_the_python_code() {
         let ours = folder.tensors("out.safetensors");
         for (name, tensor) in &expected {
             assert_eq!(ours[name].shape, tensor.shape, "{golden}: {name}");
-            let pairs = ours[name].values().into_iter().zip(tensor.values());
-            let furthest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let furthest = absolute_difference(&tensor.values(), &ours[name].values()).unwrap();
             assert!(furthest <= 1e-6, "{golden}: {name}: {furthest}");
         }
         let copied: Tensors = ours.into_iter().filter(|(name, _)| !expected.contains_key(name)).collect();
@@ -132,7 +132,7 @@ fn arithmetic_takes_a_lambda_for_each_modality() {
     let mut compared = 0;
     for (name, tensor) in ms.iter().filter(|(name, _)| name.contains(".v.")) {
         let ours = &out[&name.replace(".v.", ".")];
-        let furthest = ours.values().iter().zip(tensor.values()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let furthest = absolute_difference(&tensor.values(), &ours.values()).unwrap();
         assert!(furthest <= 1e-6, "{name}: {furthest}");
         compared += 1;
     }

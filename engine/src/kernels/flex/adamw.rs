@@ -14,7 +14,9 @@ const CHUNK: usize = 1 << 14;
 #[derive(Clone, Copy)]
 struct Constants {
     gradient_scale: f32,
+    /// 1 − lr·decay: of the value before the step, and of the one after it. One of both is 1.
     decay: f32,
+    last_decay: f32,
     /// 1 − β₁
     first_weight: f32,
     beta_2: f32,
@@ -29,12 +31,12 @@ struct Constants {
 
 multiversion! {
     fn step<const FMA: bool>(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], constants: &Constants) {
-        let Constants { gradient_scale, decay, first_weight, beta_2, second_weight, root, epsilon, size } = *constants;
+        let Constants { gradient_scale, decay, last_decay, first_weight, beta_2, second_weight, root, epsilon, size } = *constants;
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * gradient_scale;
             *m += first_weight * (g - *m);
             *v = *v * beta_2 + second_weight * g * g;
-            *p = *p * decay - size * (*m / (v.sqrt() / root + epsilon));
+            *p = (*p * decay - size * (*m / (v.sqrt() / root + epsilon))) * last_decay;
         }
     }
 }
@@ -47,9 +49,12 @@ pub fn adamw(
     options: &Adamw,
 ) -> [FlexTensor; 3] {
     let t = options.step as f64;
+    let decay = (1.0 - options.lr * options.weight_decay) as f32;
+    let (decay, last_decay) = if options.decay_last { (1.0, decay) } else { (decay, 1.0) };
     let constants = Constants {
         gradient_scale: options.gradient_scale as f32,
-        decay: (1.0 - options.lr * options.weight_decay) as f32,
+        decay,
+        last_decay,
         first_weight: (1.0 - options.beta_1) as f32,
         beta_2: options.beta_2 as f32,
         second_weight: (1.0 - options.beta_2) as f32,

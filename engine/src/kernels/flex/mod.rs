@@ -55,7 +55,7 @@ macro_rules! all_f32 {
     };
 }
 
-pub fn has_bf16_units() -> bool {
+pub fn has_amx() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     return amx::available();
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
