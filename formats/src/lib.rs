@@ -23,6 +23,7 @@ pub mod parallel;
 pub mod pickle;
 pub mod position;
 mod read;
+mod shell;
 mod tensor;
 pub mod write;
 
@@ -31,4 +32,5 @@ pub use digest::{Digester, content_digest};
 pub use dtype::{Dtype, decode_f32, decode_f64, encode_f32, encode_f64};
 pub use error::{Error, Result, show_name, show_path};
 pub use read::Format;
+pub use shell::shell_path;
 pub use tensor::TensorInfo;

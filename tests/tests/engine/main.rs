@@ -5,6 +5,7 @@ mod device;
 mod embed;
 mod finetune;
 mod grams;
+mod help;
 mod inputs;
 mod models;
 mod outputs;
