@@ -559,6 +559,11 @@ mod tests {
             assert!(html.contains(part), "{part} is not in\n{html}");
         }
         assert_eq!(html.matches("<figure").count(), 5);
+        // Words of the program's source.
+        for word in ["sitting", "stepline", "runresult", "recorder", "some("] {
+            let text = html.split("<main>").nth(1).unwrap().split("<script>").next().unwrap().to_lowercase();
+            assert!(!text.contains(word), "{word} is in\n{text}");
+        }
         // Nothing from elsewhere.
         assert!(!html.contains("://") && !html.contains("<link") && !html.contains("@import"));
     }

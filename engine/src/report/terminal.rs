@@ -19,23 +19,24 @@ pub fn wrapped(line: &str, indent: usize, width: usize) -> String {
     let start = line.len() - line.trim_start().len();
     let mut out = line[..start].to_owned();
     let mut column = start;
-    let mut first = true;
+    // Spaces before the next word; those that align columns are kept within a line.
+    let mut gap = 0;
     for word in line[start..].split(' ') {
-        let length = word.chars().count();
-        if first {
-            first = false;
-        } else if column + 1 + length > width {
-            // Spaces that align columns end a line, they don't begin one.
-            out.truncate(out.trim_end().len());
-            out.push('\n');
-            out.push_str(&" ".repeat(indent));
-            column = indent;
-        } else {
-            out.push(' ');
-            column += 1;
+        if !word.is_empty() {
+            let length = word.chars().count();
+            if gap > 0 && column + gap + length > width {
+                out.push('\n');
+                out.push_str(&" ".repeat(indent));
+                column = indent;
+            } else {
+                out.push_str(&" ".repeat(gap));
+                column += gap;
+            }
+            out.push_str(word);
+            column += length;
+            gap = 0;
         }
-        out.push_str(word);
-        column += length;
+        gap += 1;
     }
     out
 }

@@ -169,3 +169,28 @@ fn quiet_leaves_results_and_no_summaries() {
     let grams = "--quiet grams ms.ckpt --task irtr --samples 2 -o g.safetensors";
     assert_eq!(engine(&folder, grams).done(), "");
 }
+
+#[test]
+fn tables_fit_80_columns() {
+    let folder = folder();
+    for number in 0..4 {
+        draw(&folder, &format!("set/images_of_a_download/{number}.png"), number);
+    }
+    for split in ["train", "val", "test"] {
+        let row = |number: u32| {
+            format!("{{\"image\":\"images_of_a_download/{number}.png\",\"caption\":\"a picture, number {number}\"}}\n")
+        };
+        folder.write(&format!("set/{split}.jsonl"), (0..4).map(row).collect::<String>());
+    }
+    for line in [
+        "bench train --device cpu --size tiny --image-size 32 --batch-size 2 --steps 1 --preset irtr-coco-base-384",
+        "selftest --device cpu --size tiny --image-sizes 64 --batch-size 1 --seconds 0.01",
+        "data inspect toy",
+        "data inspect set",
+    ] {
+        let said = engine(&folder, &format!("--quiet {line}")).done();
+        for shown in said.lines() {
+            assert!(shown.chars().count() <= 80, "{line}: {shown}");
+        }
+    }
+}
