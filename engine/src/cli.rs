@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 use engine::device::{Choice, Precision};
 use engine::model::open::Options;
 
 use crate::commands::{
-    bench, data, embed, eval, finetune, grams, info, predict, presets, probe, report, search, selftest,
+    bench, data, embed, eval, finetune, grams, info, output, predict, presets, probe, report, search, selftest,
 };
 
 /// Fine-tune, evaluate and run merged vision-language models, on CUDA or on the CPU.
@@ -15,20 +16,33 @@ use crate::commands::{
 #[command(name = "engine", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
-  engine finetune merged.safetensors --preset vqa-base-480 --data arrows/ -o runs/vqa
+  engine finetune merged.safetensors --preset vqa-base-480 --data arrows/ \\
+      -o runs/vqa
   engine eval runs/vqa/best.safetensors --task vqa --data arrows/
-  engine predict vqa runs/vqa/best.safetensors --image cat.jpg --question \"what colour is the cat?\"
+  engine predict vqa runs/vqa/best.safetensors --image cat.jpg \\
+      --question \"what colour is the cat?\"
   engine search merged.safetensors --images photos/ --query \"a dog on a beach\"
-  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 -o grams.safetensors
+  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 \\
+      -o grams.safetensors
 
 Exit status: 0 done, 1 failed, 2 wrong usage.")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Say nothing on stderr but errors.
+    /// Print nothing but errors and what was asked for: no progress, notes or summaries.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+}
+
+/// Reads the command line; ends the program where it is wrong or asks for help.
+pub fn parse() -> Cli {
+    let mut command = Cli::command();
+    command.build();
+    let matches = command.clone().get_matches();
+    output::check_standard(&mut command, &matches)
+        .and_then(|()| Cli::from_arg_matches(&matches))
+        .unwrap_or_else(|error| error.exit())
 }
 
 #[derive(Debug, Subcommand)]
@@ -39,9 +53,9 @@ pub enum Command {
     Finetune(finetune::Args),
     /// Measure a fine-tuned checkpoint on a data set.
     Eval(eval::Args),
-    /// List the ready configurations of finetune, or print one.
+    /// List the presets of finetune, or print one.
     Presets(presets::Args),
-    /// Record gram matrices of a modality-specific checkpoint, for vlmerge regmean.
+    /// Record the gram matrices that vlmerge regmean merges by.
     Grams(grams::Args),
     /// Build data sets from official downloads, and look into them.
     #[command(subcommand)]
@@ -52,23 +66,33 @@ pub enum Command {
     Info(info::Args),
     /// Answer questions about images, judge sentences about pairs of images, classify images.
     Predict(predict::Args),
-    /// Run every forward pass on ready-made tensors and write features, logits and losses.
+    /// Run every forward pass on given tensors and write features, logits and losses.
     Probe(probe::Args),
     /// Find the images of a folder that a text describes.
     Search(search::Args),
     /// Measure how fast training is.
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Compare a device with golden values and measure its speed.
+    /// Compare what a device computes with golden values and measure its speed.
     Selftest(selftest::Args),
+    /// Print a shell's completion script.
+    #[command(after_help = "\
+Examples:
+  engine completions bash > ~/.local/share/bash-completion/completions/engine
+  engine completions zsh > ~/.zfunc/_engine
+  engine completions fish > ~/.config/fish/completions/engine.fish")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
 
 #[derive(Debug, Args)]
 pub struct DeviceArgs {
-    /// Where to run: auto (CUDA where a driver and a card are there), cpu, cuda or cuda:N.
+    /// Where to run: auto (CUDA if there is a driver and a card), cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Choice,
-    /// Of the matrix products; weights, softmax, norms and losses are f32 in any case.
+    /// Precision of the matrix products; weights, softmax, norms and losses are always f32.
     #[arg(long, value_name = "P", default_value = "f32")]
     pub precision: Precision,
 }
@@ -78,13 +102,13 @@ pub struct DeviceArgs {
 pub struct ModelArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Pixels along an image's side; position tables are resized [default: the checkpoint's].
+    /// Resize images to this many pixels a side, and the position tables to match [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
-    /// Tokens of a text, at most the checkpoint's [default: the checkpoint's].
+    /// Cut texts to this many tokens, at most the checkpoint's [default: the checkpoint's].
     #[arg(long, value_name = "TOKENS")]
     pub text_len: Option<usize>,
-    /// Where in the file the tensors are, e.g. model.ema [default: found].
+    /// Where in the file the tensors are, e.g. model.ema [default: detected].
     #[arg(long, value_name = "KEY.KEY")]
     pub root: Option<String>,
 }
@@ -111,7 +135,7 @@ pub struct JsonArg {
 
 #[derive(Debug, Args)]
 pub struct OutputArgs {
-    /// Where to write.
+    /// The file to write, - for standard output.
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     /// Replace the output if it exists.

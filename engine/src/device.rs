@@ -88,6 +88,15 @@ impl Bf16Units {
     }
 }
 
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
 /// Where a model really runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {

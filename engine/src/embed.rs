@@ -130,7 +130,8 @@ pub fn encode(tokenizer: &Tokenizer, texts: &[impl AsRef<str> + Sync], len: usiz
     Ok((out, cut))
 }
 
-/// A text a line, blank ones too: row i belongs to line i. A JSON array of texts is read as one.
+/// One text per line, blank ones too: row i belongs to line i. A JSON array of texts is read as one. `-` is standard
+/// input.
 ///
 /// # Errors
 /// The file can't be read, isn't UTF-8, is longer than 1 GiB, or has no text.
@@ -143,25 +144,27 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
         false => text.lines().map(str::to_owned).collect(),
     };
     if texts.is_empty() {
-        bail!("{shown}: it has no text; one a line is expected");
+        bail!("{shown}: it has no text; one per line is expected");
     }
     Ok(texts)
 }
 
-/// A text file of any sensible length, without a byte order mark.
+/// A text file of any sensible length, or standard input for `-`, without a byte order mark.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     const LONGEST: u64 = 1 << 30;
     let shown = show_path(path);
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
-        .map_err(|e| formats::Error::io(path, "read", e))?;
+    let read = match path == Path::new("-") {
+        true => std::io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes),
+        false => std::fs::File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)),
+    };
+    read.map_err(|e| formats::Error::io(path, "read", e))?;
     if bytes.len() as u64 > LONGEST {
         bail!("{shown}: longer than 1 GiB");
     }
     let text = String::from_utf8(bytes).map_err(|e| {
         let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
-        anyhow::anyhow!("{shown}: line {line} is no UTF-8 text")
+        anyhow::anyhow!("{shown}: line {line} is not UTF-8 text")
     })?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
@@ -304,7 +307,7 @@ mod tests {
         };
         assert_eq!(read(b"a dog\r\n\nb").unwrap(), ["a dog", "", "b"]);
         assert_eq!(read(b"\xef\xbb\xbf[\"a\\nb\", \"c\"]").unwrap(), ["a\nb", "c"]);
-        assert!(read(b"a\nb\xff").unwrap_err().to_string().contains("line 2 is no UTF-8"));
+        assert!(read(b"a\nb\xff").unwrap_err().to_string().contains("line 2 is not UTF-8"));
         assert!(read(b"").unwrap_err().to_string().contains("no text"));
         assert!(read(b"[1]").unwrap_err().to_string().contains("no JSON array of texts"));
     }

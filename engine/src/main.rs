@@ -8,9 +8,7 @@ mod signals;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use cli::Cli;
+use engine::report::terminal::{stderr_width, wrapped};
 
 #[global_allocator]
 static ALLOCATOR: memory::OrExit = memory::OrExit;
@@ -29,7 +27,7 @@ impl Report {
 }
 
 fn main() -> ExitCode {
-    let args = Cli::parse();
+    let args = cli::parse();
     signals::prepare(args.quiet);
     let context = commands::Context { quiet: args.quiet };
     let run = std::panic::AssertUnwindSafe(|| commands::run(&args.command, &context));
@@ -55,7 +53,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line on stderr. If nobody is left to read it, it is lost: `eprintln!` would panic.
+/// One line on stderr, broken between words where that is a terminal. If nobody is left to read it, it is lost:
+/// `eprintln!` would panic.
 fn say(message: std::fmt::Arguments) {
-    let _ = writeln!(std::io::stderr(), "engine: {message}");
+    let line = format!("engine: {message}");
+    let line = stderr_width().map_or_else(|| line.clone(), |width| wrapped(&line, 2, width));
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -101,14 +101,14 @@ pub fn label_names(
     Ok(Some(names))
 }
 
-/// Label names from a file: JSON as [`answers::read`] takes it, else one a line.
+/// Label names from a file, or from standard input for `-`: JSON as [`answers::read`] takes it, else one per line.
 ///
 /// # Errors
 /// It can't be read, or has no names.
 pub fn read_labels(path: &Path) -> Result<Vec<String>> {
     let text = read_text(path)?;
     if text.trim_start().starts_with(['[', '{']) {
-        return Ok(answers::read(path)?);
+        return Ok(answers::from_json(path, text.as_bytes())?);
     }
     let names: Vec<String> = text.lines().map(|line| line.trim_end().to_owned()).collect();
     if names.is_empty() {

@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use engine::bench::{Measure, training};
 use engine::device::{Choice, Device, Precision};
 use engine::model::config::Size;
+use engine::report::terminal::count;
 use engine::train::resolve::Layers;
 
 use super::{Context, usage};
@@ -15,7 +16,8 @@ use crate::cli::JsonArg;
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Example:
-  engine bench train --device cuda --preset irtr-coco-base-384 --preset vqa-base-480")]
+  engine bench train --device cuda --preset irtr-coco-base-384 \\
+      --preset vqa-base-480")]
 pub enum Command {
     /// Measure fine-tuning steps: images/s, TFLOP/s, memory.
     Train(TrainArgs),
@@ -25,14 +27,15 @@ pub enum Command {
 #[command(after_help = "\
 Examples:
   engine bench train --device cuda --preset irtr-coco-base-384
-  engine bench train --device cuda --preset vqa-base-480 --batch-size 32 --precision bf16 --json
-  engine bench train --device cpu --preset irtr-coco-base-384 --image-size 224 --batch-size 8
-  engine bench train --device cpu --preset irtr-coco-base-384 --image-size 224 --activation-checkpointing
+  engine bench train --device cuda --preset vqa-base-480 --batch-size 32 \\
+      --precision bf16 --json
+  engine bench train --device cpu --preset irtr-coco-base-384 --image-size 224 \\
+      --activation-checkpointing
 
-A model with random weights takes steps (forward, backward, AdamW) on one random batch.
+A model with random weights takes steps (forward, backward, AdamW) on one random batch. \
 engine/benches/pytorch_cuda.py and pytorch_cpu.py measure the same shapes in PyTorch.")]
 pub struct TrainArgs {
-    /// Task, image size and optimizer are this preset's; may be given more than once.
+    /// Take task, image size and optimizer from this preset; may be given more than once.
     #[arg(long, value_name = "NAME", default_value = "irtr-coco-base-384")]
     pub preset: Vec<String>,
     /// Where to run: auto, cpu, cuda or cuda:N.
@@ -41,16 +44,16 @@ pub struct TrainArgs {
     /// Measure in these precisions [default: f32 and bf16 on CUDA, f32 on the CPU].
     #[arg(long, value_delimiter = ',')]
     pub precision: Vec<Precision>,
-    /// The model.
+    /// The size of the model.
     #[arg(long, default_value = "base")]
     pub size: Size,
     /// Pixels along an image's side [default: the preset's].
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
-    /// Examples a step [default: 64 on CUDA, 8 on the CPU].
+    /// Examples per step [default: 64 on CUDA, 8 on the CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub batch_size: Option<u16>,
-    /// Steps that are timed [default: 20 on CUDA, 3 on the CPU].
+    /// How many steps to time [default: 20 on CUDA, 3 on the CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub steps: Option<u16>,
     /// Recompute layers in the backward pass instead of keeping their activations.
@@ -82,7 +85,7 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
             config.precision = precision;
             config.activation_checkpointing |= args.activation_checkpointing;
             config.image_size = args.image_size.or(config.image_size);
-            context.note(format_args!("{preset} in {precision:?} on {device} …"));
+            context.note(format_args!("measuring {preset} in {precision} on {device} …"));
             found.push((preset.clone(), training(&Measure { config, size: args.size, batch, steps })?));
         }
     }
@@ -99,8 +102,9 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["preset", "precision", "pixels", "batch", "s/step", "images/s", "TFLOP/s", "of peak", "memory"]);
-    for column in 2..9 {
+    // At most 80 columns: what is the same in every row stands above the table.
+    table.set_header(["preset", "dtype", "pixels", "s/step", "images/s", "TFLOP/s", "of peak", "memory"]);
+    for column in 2..8 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -111,7 +115,6 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
             preset.clone(),
             t.precision.into(),
             t.image_size.to_string(),
-            t.batch.to_string(),
             format!("{:.3}", t.step_s),
             format!("{:.1}", t.images_per_s),
             format!("{:.2}", t.tflop_per_s),
@@ -121,5 +124,7 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
     }
     let card = found.iter().find_map(|(_, t)| t.card.clone()).map(|card| format!(" ({card})")).unwrap_or_default();
     let parameters = found.first().map_or(0, |(_, t)| t.parameters);
-    Ok(Report::done(format!("{device}{card}, {:.1} M parameters\n{}\n", parameters as f64 / 1e6, table.trim_fmt())))
+    let parameters = parameters as f64 / 1e6;
+    let batch = count(batch, "example", "examples");
+    Ok(Report::done(format!("{device}{card}, {parameters:.1} M parameters, {batch} per step\n{}\n", table.trim_fmt())))
 }

@@ -9,8 +9,9 @@ use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
 use engine::data::build::{self, Check, Options, Report, Source};
 use engine::data::inspect::{self, Inspection, Set};
+use engine::report::terminal::{MESSAGE, bar_style, count, end_of, wrapped};
 use formats::{show_name, show_path};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
@@ -31,9 +32,9 @@ Examples:
   engine data build vqav2 downloads/vqav2 -o arrows
   engine data build easy-vqa easy_vqa-1.0-py3-none-any.whl -o arrows
 
-A run that was interrupted goes on where it was when it is started again.")]
+An interrupted build continues where it was when it is started again.")]
 pub struct BuildArgs {
-    /// Which data set.
+    /// The data set to build.
     #[arg(value_enum)]
     pub source: Source,
     /// The folder that the download was unpacked in.
@@ -41,10 +42,10 @@ pub struct BuildArgs {
     /// The folder to write to.
     #[arg(long, short, value_name = "DIR")]
     pub output: PathBuf,
-    /// Build again what is there already.
+    /// Build files again that are there already.
     #[arg(long)]
     pub force: bool,
-    /// Machine-readable output.
+    /// Print JSON for machines.
     #[arg(long)]
     pub json: bool,
 }
@@ -62,13 +63,13 @@ pub struct InspectArgs {
     /// Decode every image.
     #[arg(long)]
     pub images: bool,
-    /// Machine-readable output.
+    /// Print JSON for machines.
     #[arg(long)]
     pub json: bool,
 }
 
-/// Runs the command and answers with the text for stdout. `decode` says what is wrong with an encoded image; with
-/// `quiet` there is no progress bar.
+/// Runs the command and returns the text for stdout. `decode` says what is wrong with an encoded image; with `quiet`
+/// there is no progress bar and no summary of what was built.
 pub fn run(command: &Command, decode: inspect::Check, quiet: bool) -> Result<String> {
     match command {
         Command::Build(args) => {
@@ -80,6 +81,7 @@ pub fn run(command: &Command, decode: inspect::Check, quiet: bool) -> Result<Str
             let report = report?;
             Ok(match args.json {
                 true => serde_json::to_string_pretty(&report)? + "\n",
+                false if quiet => String::new(),
                 false => built(&report),
             })
         }
@@ -93,6 +95,9 @@ pub fn run(command: &Command, decode: inspect::Check, quiet: bool) -> Result<Str
     }
 }
 
+/// Columns of a terminal that most people have.
+const WIDTH: usize = 80;
+
 /// Rows written, file by file.
 struct Bar {
     bar: ProgressBar,
@@ -101,10 +106,8 @@ struct Bar {
 
 impl Bar {
     fn new(quiet: bool) -> Bar {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {per_sec} {eta}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
         // indicatif draws nothing by itself where stderr is no terminal.
-        let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0).with_style(style) };
+        let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0).with_style(bar_style("rows")) };
         bar.enable_steady_tick(Duration::from_millis(200));
         Bar { bar, file: Mutex::default() }
     }
@@ -114,7 +117,7 @@ impl Bar {
         if *shown != file {
             *shown = file.into();
             self.bar.reset();
-            self.bar.set_message(file.to_string());
+            self.bar.set_message(end_of(file, MESSAGE));
         }
         self.bar.set_length(of as u64);
         self.bar.set_position(done as u64);
@@ -163,7 +166,9 @@ fn inspected(found: &Inspection) -> String {
             Some(error) => text += &format!("\n  can't be read: {}\n", show_name(error)),
             None => {
                 let compressed = if file.compressed { ", compressed" } else { "" };
-                text += &format!(", {} rows in {} record batches{compressed}\n", file.rows, file.record_batches);
+                let rows = count(file.rows, "row", "rows");
+                let batches = count(file.record_batches, "record batch", "record batches");
+                text += &format!(", {rows} in {batches}{compressed}\n");
                 for column in &file.columns {
                     text += &format!("  {}  {}\n", show_name(&column.name), show_name(&column.kind));
                 }
@@ -178,15 +183,20 @@ fn inspected_set(set: &Set) -> String {
     let mut text = format!("\n{name}for {}\n", set.task);
     let mut table = table(&["split", "examples", "images", "broken", "files"], &[1, 2, 3]);
     for split in &set.splits {
-        let files: Vec<String> = split.files.iter().map(|file| show_name(file)).collect();
         let counts = [split.examples, split.images, split.broken].map(|count| count.to_string());
-        table.add_row([show_name(&split.name)].into_iter().chain(counts).chain([files.join(", ")]));
+        let mut files = split.files.iter().map(|file| show_name(file));
+        // A file a line: there may be many, with long names.
+        table.add_row([show_name(&split.name)].into_iter().chain(counts).chain([files.next().unwrap_or_default()]));
+        for file in files {
+            table.add_row([const { String::new() }; 4].into_iter().chain([file]));
+        }
     }
     text += &format!("{}\n", table.trim_fmt());
     if !set.labels.is_empty() {
         let first: Vec<String> = set.labels.iter().take(8).map(|label| show_name(label)).collect();
         let more = if set.labels.len() > first.len() { ", …" } else { "" };
-        text += &format!("{} labels: {}{more}\n", set.labels.len(), first.join(", "));
+        let labels = count(set.labels.len(), "label", "labels");
+        text += &format!("{}\n", wrapped(&format!("{labels}: {}{more}", first.join(", ")), 2, WIDTH));
     }
     for split in &set.splits {
         if let Some(error) = &split.error {

@@ -7,34 +7,38 @@ use engine::batch::Matrix;
 use engine::embed::{self, Embedded};
 use engine::model::save::{self, HostTensor};
 use engine::model::tower::{ImageEncoder, TextEncoder};
+use engine::report::terminal::count;
 use engine::text::Tokenizer;
 use formats::write::Metadata;
 use formats::{show_name, show_path};
 use serde_json::json;
 
 use super::Context;
+use super::output::{self, Target};
 use crate::Report;
 use crate::cli::{JsonArg, ModelArgs, OutputArgs};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  engine embed irtr.safetensors --images photos --texts captions.txt -o embeddings.safetensors
+  engine embed irtr.safetensors --images photos --texts captions.txt \\
+      -o embeddings.safetensors
   engine embed irtr.safetensors --images a.jpg b.png -o embeddings.safetensors
+  echo \"a dog\" | engine embed irtr.safetensors --texts - -o - > e.safetensors
 
-The result holds images [n, d] and texts [m, d], each row of length 1: texts · imagesᵀ are the similarities. Its
-metadata has the rows' paths and texts as JSON arrays under those names. Files that are no image are named and left
-out; more than one in a hundred of them is an error.")]
+The result holds images [n, d] and texts [m, d], each row of length 1: texts · imagesᵀ are the similarities. Its \
+metadata has the paths and texts of the rows as JSON arrays. Files that can't be read as images are named and left \
+out; if they are more than 1 %, the command fails.")]
 pub struct Args {
     /// The checkpoint, with a retrieval head.
     pub checkpoint: PathBuf,
     /// Images, and folders of images.
     #[arg(long, value_name = "DIR|FILE", num_args = 1.., required_unless_present = "texts")]
     pub images: Vec<PathBuf>,
-    /// A file with a text a line, or a JSON array of texts.
+    /// A file with one text per line, or a JSON array of texts; - for standard input.
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
-    /// Images or texts at a time.
+    /// Images or texts per batch.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub batch_size: u16,
     #[command(flatten)]
@@ -48,10 +52,9 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
     let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
-    formats::write::Container::for_path(output)?;
     let reads: Vec<&Path> =
         std::iter::once(&args.checkpoint).chain(&args.images).chain(&args.texts).map(PathBuf::as_path).collect();
-    super::check_output(output, args.output.force, &reads)?;
+    let target = Target::tensors(output, args.output.force, &reads)?;
     let files = files(&args.images)?;
     let texts = args.texts.as_deref().map(embed::read_texts).transpose()?;
     let mut tensors = Vec::new();
@@ -86,7 +89,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         let (encoded, cut) = embed::encode(&Tokenizer::bert(), texts, encoder.text_len())?;
         if cut > 0 {
             let len = encoder.text_len();
-            context.note(format_args!("{cut} of {} texts are longer than {len} tokens and are cut", texts.len()));
+            let (of, were) = (count(texts.len(), "text", "texts"), if cut == 1 { "was" } else { "were" });
+            context.note(format_args!("{cut} of {of} {were} longer than {len} tokens and cut"));
         }
         metadata.insert("texts".into(), serde_json::to_string(texts)?);
         tensor("texts", encoder.embed(&encoded, args.batch_size.into())?);
@@ -96,7 +100,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         "content_digest": formats::content_digest(&checkpoint, super::threads())?,
     });
     metadata.insert("engine.checkpoint".into(), from.to_string());
-    save::write(output, tensors, &metadata)?;
+    save::write(target.path(), tensors, &metadata)?;
     let texts = texts.map_or(0, |texts| texts.len());
     if args.json.json {
         let unreadable: Vec<_> = unreadable.iter().map(|(path, cause)| json!({"path": path, "cause": cause})).collect();
@@ -105,10 +109,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         });
         return Ok(Report::done(format!("{report:#}\n")));
     }
-    Ok(Report::done(format!(
-        "embeddings of {images} images and {texts} texts written to {}, computed on {device}\n",
-        output.display()
-    )))
+    let (images, texts) = (count(images, "image", "images"), count(texts, "text", "texts"));
+    let written = output::shown(output);
+    target.finish(context, format!("embeddings of {images} and {texts} written to {written}, computed on {device}\n"))
 }
 
 /// Folders become the images in them.
@@ -129,7 +132,7 @@ fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Names the files that are no image, with the reason.
+/// Names the files that can't be read as images, with the reason.
 fn report_unreadable(files: &[PathBuf], found: &Embedded, context: &Context) -> Result<Vec<(String, String)>> {
     let named: Vec<(String, String)> = found
         .unreadable
@@ -142,8 +145,8 @@ fn report_unreadable(files: &[PathBuf], found: &Embedded, context: &Context) -> 
         let of = files.len();
         match named.len() {
             1 if of == 1 => bail!("{first}"),
-            count if count == of => bail!("none of the {of} images can be read, such as {first}"),
-            count => bail!("{count} of {of} images can't be read, more than 1 %, such as {first}"),
+            count if count == of => bail!("none of the {of} images can be read; the first is {first}"),
+            count => bail!("{count} of {of} images can't be read, which is more than 1 %; the first is {first}"),
         }
     }
     for (path, cause) in &named {

@@ -9,6 +9,7 @@ use engine::data::{self, Dataset};
 use engine::eval::{JsonLines, Outcome};
 use engine::model::open::{Opened, open_runner};
 use engine::predict::read_labels;
+use engine::report::terminal::count;
 use engine::runner::Runner;
 use engine::tasks::{Evaluation, Found, Task, evaluate};
 use engine::text::Tokenizer;
@@ -18,6 +19,7 @@ use indexmap::IndexMap;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
+use super::output::Target;
 use super::{Context, usage};
 use crate::Report;
 use crate::cli::{JsonArg, ModelArgs};
@@ -26,12 +28,15 @@ use crate::cli::{JsonArg, ModelArgs};
 #[command(after_help = "\
 Examples:
   engine eval run/best.safetensors --task irtr --data arrows/
-  engine eval run/best.safetensors --task nlvr2 --data arrows/ --split val --split test
-  engine eval run/best.safetensors --task vqa --data arrows/ --split test-dev --submission answers.json
-  engine eval run/best.safetensors --task vqa --data toy --details details.jsonl --force
+  engine eval run/best.safetensors --task nlvr2 --data arrows/ \\
+      --split val --split test
+  engine eval run/best.safetensors --task vqa --data arrows/ --split test-dev \\
+      --submission answers.json
+  engine eval run/best.safetensors --task vqa --data toy \\
+      --details details.jsonl --force
 
-Retrieval ranks every image for each text and every text for each image. Splits that keep their answers
-to themselves have no score; --submission writes what EvalAI takes.")]
+Retrieval ranks every image for each text and every text for each image. A split without public answers has no score; \
+--submission writes the file that EvalAI takes.")]
 pub struct Args {
     /// The checkpoint, fine-tuned for the task.
     pub checkpoint: PathBuf,
@@ -41,26 +46,26 @@ pub struct Args {
     /// The data set: a folder of Arrow files or of images beside JSONL files, easy-VQA's wheel, or toy.
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Splits, each evaluated apart [default: test for irtr, val and test for nlvr2, val for the others].
+    /// Splits, each evaluated by itself [default: test for irtr, val and test for nlvr2, val for the others].
     #[arg(long, value_name = "SPLIT")]
     pub split: Vec<String>,
-    /// The names of the head's labels, where the checkpoint doesn't have them: one a line, a JSON array, or an object of
-    /// names and numbers.
+    /// The names of the head's labels, where the checkpoint doesn't have them: one per line, a JSON array, or an object of
+    /// names and numbers; - for standard input.
     #[arg(long, value_name = "FILE")]
     pub answers: Option<PathBuf>,
-    /// Evaluate on so many examples at most.
+    /// Evaluate on at most this many examples.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub limit: Option<usize>,
-    /// Examples a batch.
+    /// Examples per batch.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     pub batch_size: usize,
     /// Threads that prepare batches [default: all cores].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub workers: Option<usize>,
-    /// Write what came of each example, a JSON object a line.
+    /// Write the outcome of each example, one JSON object per line; - for standard output.
     #[arg(long, value_name = "FILE.jsonl")]
     pub details: Option<PathBuf>,
-    /// Write the model's answers as EvalAI takes them (vqa, one split).
+    /// Write the model's answers as EvalAI takes them (vqa, one split); - for standard output.
     #[arg(long, value_name = "FILE.json")]
     pub submission: Option<PathBuf>,
     /// Replace --details and --submission if they exist.
@@ -79,15 +84,15 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let reads: Vec<&Path> =
         [&args.checkpoint, &args.data].into_iter().chain(&args.answers).map(PathBuf::as_path).collect();
-    for output in args.details.iter().chain(&args.submission) {
-        super::check_output(output, args.force, &reads)?;
-    }
+    let target = |output: &PathBuf| Target::text(output, args.force, &reads);
+    let details_to = args.details.as_ref().map(target).transpose()?;
+    let submission_to = args.submission.as_ref().map(target).transpose()?;
     let place = |path: &PathBuf| {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         (folder.canonicalize().ok(), path.file_name().map(ToOwned::to_owned))
     };
     if args.details.is_some() && args.details.as_ref().map(place) == args.submission.as_ref().map(place) {
-        return usage("--details and --submission are one file: give them two");
+        return usage("--details and --submission name the same file: give each its own");
     }
     let (runner, opened) = open_runner(&args.checkpoint, &args.model.options())?;
     context.opened(&opened);
@@ -112,7 +117,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let mut runner = Watched { runner, bar: ProgressBar::hidden() };
     let splits: indexmap::IndexSet<&str> = splits.into_iter().collect();
     let tokenizer = Arc::new(Tokenizer::bert());
-    let mut details = args.details.as_deref().map(JsonLines::create).transpose()?;
+    let mut details = details_to.as_ref().map(|target| JsonLines::create(target.path())).transpose()?;
     let mut outcomes: IndexMap<&str, (String, Outcome)> = IndexMap::new();
     for split in splits {
         let set = open_split(args, task, split, &runner, &opened)?;
@@ -121,11 +126,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         let workers = args.workers.unwrap_or(0);
         let over =
             Evaluation { set: set.clone(), tokenizer: tokenizer.clone(), batch_size: args.batch_size, workers, labels };
-        context.note(format_args!("evaluating on {name}, {} examples", set.len()));
+        context.note(format_args!("evaluating on {name}, {}", count(set.len(), "example", "examples")));
         let several = args.split.len() != 1;
         // Retrieval embeds every image and every text; the other tasks run once an example.
         let passes = if task == Task::Irtr { set.len() + set.images() } else { set.len() };
-        let bar = context.bar("evaluated", passes);
+        let bar = context.bar("examples", passes);
         runner.bar = bar.clone();
         let found = evaluate(&runner, &over, &mut |detail| {
             let Some(lines) = &mut details else { return Ok(()) };
@@ -137,8 +142,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         });
         bar.finish_and_clear();
         let Found { outcome, answers } = found?;
-        if let Some(path) = &args.submission {
-            formats::write::write_file(path, &serde_json::to_vec(&answers)?)?;
+        if let Some(target) = &submission_to {
+            formats::write::write_file(target.path(), &serde_json::to_vec(&answers)?)?;
         }
         context.skipped(set.as_ref());
         outcomes.insert(split, (name, outcome));
@@ -160,7 +165,17 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         return Ok(Report::done(format!("{report:#}\n")));
     }
     let tables = outcomes.values().map(|(name, outcome)| format!("{name}\n{}", outcome.table()));
-    Ok(Report::done(tables.collect::<Vec<_>>().join("\n")))
+    let tables = tables.collect::<Vec<_>>().join("\n");
+    let mut sent = false;
+    for target in details_to.iter().chain(&submission_to) {
+        sent |= target.send()?;
+    }
+    if sent {
+        // Standard output has what was asked for there.
+        tables.lines().for_each(|line| context.note(line));
+        return Ok(Report::done(""));
+    }
+    Ok(Report::done(tables))
 }
 
 /// A model that moves a bar with every batch.

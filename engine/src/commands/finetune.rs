@@ -12,7 +12,7 @@ use engine::train::interrupt::stop_flag;
 use engine::train::open;
 use engine::train::resolve::{Error, Layers};
 use engine::train::run_dir::{BEST, LAST};
-use formats::show_path;
+use formats::{shell_path, show_path};
 use toml::Value;
 
 use super::{Context, usage};
@@ -23,24 +23,27 @@ use crate::cli::JsonArg;
 #[command(after_help = "\
 Examples:
   engine finetune merged.safetensors
-  engine finetune merged.safetensors --preset vqa-base-480 --data arrows/ --accumulate 16 -o runs/vqa
-  engine finetune ms.ckpt --merge interpolate:0.5 --preset irtr-f30k-base-384 --data arrows/ -o runs/f30k
-  engine finetune --preset easy-vqa --task irtr --data easy_vqa.whl -o runs/captions
+  engine finetune merged.safetensors --preset vqa-base-480 --data arrows/ \\
+      --accumulate 16 -o runs/vqa
+  engine finetune ms.ckpt --merge interpolate:0.5 --preset irtr-f30k-base-384 \\
+      --data arrows/ -o runs/f30k
+  engine finetune --preset easy-vqa --task irtr --data easy_vqa.whl \\
+      -o runs/captions
   engine finetune --resume runs/vqa
 
-Values come from the preset, then --config, then options, then --set; `engine presets NAME` shows all
-keys. Without --data it trains on the built-in toy data set. Ctrl-C writes a checkpoint and ends.
+Later values replace earlier ones: preset, --config, options, --set; `engine presets NAME` shows all keys. Without \
+--data it trains on the built-in toy data set. Ctrl-C writes a checkpoint and ends the run.
 
-An update's batch (--batch-size) is computed in --accumulate parts whose gradients are averaged. For irtr
-the other pairs of a part are a pair's negatives: more parts mean fewer negatives, not only less memory.")]
+The batch of an update (--batch-size) is computed in --accumulate parts whose gradients are averaged. For irtr, the \
+negatives of a pair are the other pairs of its part: more parts mean fewer negatives, not only less memory.")]
 pub struct Args {
     /// The checkpoint to start from; without one, a new model in the configuration's shape.
     #[arg(conflicts_with = "resume")]
     pub checkpoint: Option<PathBuf>,
-    /// Go on with the run in this folder, from its last checkpoint.
+    /// Continue the run in this folder from its last checkpoint.
     #[arg(long, value_name = "RUN_DIR", conflicts_with_all = NEW)]
     pub resume: Option<PathBuf>,
-    /// A ready configuration; `engine presets` lists them.
+    /// A preset configuration; `engine presets` lists them.
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// A configuration file, such as a run's config.toml.
@@ -52,13 +55,13 @@ pub struct Args {
     /// The data set: a folder of Arrow files or of images beside JSONL files, easy-VQA's wheel, or toy.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Pixels along an image's side; position tables are resized [default: the checkpoint's].
+    /// Resize images to this many pixels a side, and the position tables to match [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<u32>,
-    /// Examples an update.
+    /// Examples per update.
     #[arg(long, value_name = "N")]
     pub batch_size: Option<u32>,
-    /// Parts an update is computed in.
+    /// Compute each update in this many parts.
     #[arg(long, value_name = "N")]
     pub accumulate: Option<u32>,
     /// The highest learning rate.
@@ -67,16 +70,16 @@ pub struct Args {
     /// Passes over the training split.
     #[arg(long, value_name = "N", conflicts_with = "steps")]
     pub epochs: Option<u32>,
-    /// Updates.
+    /// Updates of the weights.
     #[arg(long, value_name = "N")]
     pub steps: Option<u32>,
-    /// Of the matrix products: f32 or bf16; weights, softmax, norms and losses are f32 in any case.
+    /// Precision of the matrix products, f32 or bf16; weights, softmax, norms and losses are always f32.
     #[arg(long, value_name = "P")]
     pub precision: Option<Precision>,
-    /// Where to run: auto (CUDA where a driver and a card are there), cpu, cuda or cuda:N.
+    /// Where to run: auto (CUDA if there is a driver and a card), cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<Choice>,
-    /// Of the order of examples, augmentation, dropout and new weights.
+    /// Seed of the order of examples, augmentation, dropout and new weights.
     #[arg(long, value_name = "N")]
     pub seed: Option<u32>,
     /// Merge the checkpoint's experts first, as vlmerge does: interpolate:RATIO, arithmetic:LAMBDA:SEED or
@@ -190,15 +193,16 @@ fn free_folder() -> PathBuf {
 }
 
 fn summary(finished: &Finished) -> String {
-    let folder = show_path(&finished.folder).to_string();
+    let folder = show_path(&finished.folder);
+    let typed = shell_path(&finished.folder);
     let result = &finished.result;
     let mut text = match &finished.outcome {
-        Outcome::Finished(state) => format!("{} updates done\n", state.step),
+        Outcome::Finished(state) => format!("{} done\n", updates(state.step)),
         Outcome::Interrupted(state) => {
             return format!(
-                "stopped after {} of {} updates; all is saved in {folder}. Go on with:\n  engine finetune --resume \
-                 {folder}\n",
-                state.step, state.steps
+                "stopped after {} of {}; all is saved in {folder}. Continue with:\n  engine finetune --resume {typed}\n",
+                state.step,
+                updates(state.steps)
             );
         }
     };
@@ -207,8 +211,12 @@ fn summary(finished: &Finished) -> String {
     }
     if let Some(best) = &result.best {
         text +=
-            &format!("best {} {:.2}% after {} updates: {folder}/{BEST}\n", best.metric, 100.0 * best.value, best.step);
+            &format!("best {} {:.2}% after {}: {folder}/{BEST}\n", best.metric, 100.0 * best.value, updates(best.step));
     }
-    text += &format!("last weights: {folder}/{LAST}\nall of it on one page: engine report {folder} -o report.html\n");
+    text += &format!("last weights: {folder}/{LAST}\nreport on one page: engine report {typed} -o report.html\n");
     text
+}
+
+fn updates(count: u64) -> String {
+    engine::report::terminal::count(count, "update", "updates")
 }

@@ -10,6 +10,7 @@ use engine::data::{self, Dataset};
 use engine::grams::Grams;
 use engine::model::open::{Source, open_runner_from};
 use engine::model::{Heads, Want};
+use engine::report::terminal;
 use engine::runner::Runner;
 use engine::tasks::{Sizes, Task, TrainData, Transform};
 use engine::text::Tokenizer;
@@ -17,40 +18,41 @@ use engine::train::fit::Batches;
 use formats::grams::GramRecord;
 use formats::layout::Modality;
 use formats::show_path;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::Context;
+use super::output::{self, Target};
 use crate::Report;
 use crate::cli::{JsonArg, ModelArgs, OutputArgs};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 -o grams.safetensors
-  engine grams ms.safetensors --task vqa -o grams.safetensors      (on the built-in toy data)
+  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 \\
+      -o grams.safetensors
+  engine grams ms.safetensors --task vqa -o grams.safetensors  # on toy data
   vlmerge regmean --grams grams.safetensors -o merged.safetensors
 
 Images are only resized, examples are drawn by --seed. Every token counts, padding too, as in the Python code.")]
 pub struct Args {
     /// The modality-specific checkpoint.
     pub checkpoint: PathBuf,
-    /// Whose forward passes: irtr runs texts and images apart, vqa and nlvr2 together.
+    /// The task whose forward passes are recorded: irtr runs texts and images apart, vqa and nlvr2 together.
     #[arg(long, value_name = "T")]
     pub task: Task,
     /// The data set: a folder of Arrow files or of images beside JSONL files, easy-VQA's wheel, or toy.
     #[arg(long, value_name = "DIR", default_value = data::TOY)]
     pub data: PathBuf,
-    /// Which part of it.
+    /// The split of the data set.
     #[arg(long, value_name = "S", default_value = "train")]
     pub split: String,
     /// Examples to run [default: all of the split].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub samples: Option<u64>,
-    /// Examples at a time.
+    /// Examples per batch.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub batch_size: u16,
-    /// Chooses the examples.
+    /// Seed for the choice of examples.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     #[command(flatten)]
@@ -64,8 +66,7 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
     let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
-    formats::write::Container::for_path(output)?;
-    super::check_output(output, args.output.force, &[&args.checkpoint, &args.data])?;
+    let target = Target::tensors(output, args.output.force, &[&args.checkpoint, &args.data])?;
     if args.task == Task::ImgCls {
         bail!("--task img_cls: RegMean merges for irtr, vqa or nlvr2");
     }
@@ -99,10 +100,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         once: true,
         set: set.clone(),
     };
-    let bar = if context.quiet { ProgressBar::hidden() } else { ProgressBar::new(count) };
-    if let Ok(style) = ProgressStyle::with_template("grams {wide_bar} {pos}/{len} {per_sec} {eta}") {
-        bar.set_style(style);
-    }
+    let bar = context.bar("examples", count as usize);
     let start = Instant::now();
     let mut grams = Grams::new(layout);
     let mut samples = 0u64;
@@ -155,7 +153,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         samples,
         tokens: Default::default(),
     };
-    grams.write(output, record)?;
+    grams.write(target.path(), record)?;
     let seconds = start.elapsed().as_secs_f64();
     let (name, count, device) = (set.name(), grams.len(), opened.device);
     if args.json.json {
@@ -165,13 +163,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         });
         return Ok(Report::done(format!("{report:#}\n")));
     }
-    Ok(Report::done(format!(
-        "{count} gram matrices of {samples} examples ({name}, {}) written to {} in {seconds:.1} s on {device}\n\
-         next: vlmerge regmean --grams {} -o merged.safetensors\n",
-        args.task,
-        output.display(),
-        output.display()
-    )))
+    let matrices = terminal::count(count, "gram matrix", "gram matrices");
+    let (of, written) = (terminal::count(samples, "example", "examples"), output::shown(output));
+    let mut summary =
+        format!("{matrices} of {of} ({name}, {}) written to {written} in {seconds:.1} s on {device}\n", args.task);
+    if !output::is_standard(output) {
+        summary += &format!("next: vlmerge regmean --grams {} -o merged.safetensors\n", formats::shell_path(output));
+    }
+    target.finish(context, summary)
 }
 
 /// Tokens of a joint pass: apart below vl start, together from there on.

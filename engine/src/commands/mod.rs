@@ -1,12 +1,14 @@
 //! One module a command: arguments in, a call of the library, a report out.
 
 pub mod bench;
+pub mod completions;
 pub mod data;
 pub mod embed;
 pub mod eval;
 pub mod finetune;
 pub mod grams;
 pub mod info;
+pub mod output;
 pub mod predict;
 pub mod presets;
 pub mod probe;
@@ -21,8 +23,9 @@ use std::sync::Mutex;
 use anyhow::{Result, bail};
 use engine::data::Dataset;
 use engine::model::open::Opened;
+use engine::report::terminal::bar_style;
 use formats::show_path;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::Report;
 use crate::cli::Command;
@@ -47,14 +50,16 @@ impl Context {
         }
     }
 
-    /// A bar of `count` steps, drawn where someone watches.
+    /// A bar over `count` things called `what`, drawn where someone watches.
     pub fn bar(&self, what: &'static str, count: usize) -> ProgressBar {
         // indicatif draws nothing by itself where stderr is no terminal.
         let bar = if self.quiet { ProgressBar::hidden() } else { ProgressBar::new(count as u64) };
-        match ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {per_sec} {eta}") {
-            Ok(style) => bar.with_style(style).with_message(what),
-            Err(_) => bar,
-        }
+        bar.with_style(bar_style(what)).with_message(what)
+    }
+
+    /// The report of a command whose result is a file, or another command's next step: what it says, unless --quiet.
+    pub fn summary(&self, text: impl Into<String>) -> Report {
+        Report::done(if self.quiet { String::new() } else { text.into() })
     }
 
     /// Says on which device a checkpoint runs and how it fits.
@@ -84,12 +89,13 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
         Command::Presets(args) => presets::run(args),
         Command::Grams(args) => grams::run(args, context),
         Command::Data(command) => data::run(command, &decodes, context.quiet).map(Report::done),
-        Command::Report(args) => report::run(args),
+        Command::Report(args) => report::run(args, context),
         Command::Info(args) => info::run(args),
         Command::Predict(args) => predict::run(args, context),
         Command::Probe(args) => probe::run(args, context),
         Command::Search(args) => search::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
+        Command::Completions { shell } => completions::run(*shell),
     }
 }
 
@@ -139,7 +145,30 @@ const READ_IN_FOLDERS: [&str; 11] =
 pub const OUT_OF_MEMORY: &str = "out of memory: lower --batch-size or --image-size (on a GPU --precision bf16 \
                                  helps too, in finetune --set activation_checkpointing=true)";
 
-static PANIC: Mutex<Option<String>> = Mutex::new(None);
+static PANIC: Mutex<Option<Panic>> = Mutex::new(None);
+
+/// What is known of a panic.
+#[derive(Debug)]
+struct Panic {
+    /// The first line of its message.
+    message: String,
+    /// File and line of the source.
+    place: Option<String>,
+}
+
+impl Panic {
+    /// An error of one line. Only the message tells what happened: a path may have any word in it.
+    fn into_error(self) -> anyhow::Error {
+        let Panic { message, place } = self;
+        let lower = message.to_lowercase();
+        let of_memory = ["out of memory", "out_of_memory", "outofmemory", "allocat"];
+        let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+        if of_memory.iter().any(|word| lower.contains(word)) {
+            return anyhow::anyhow!("{OUT_OF_MEMORY}: {message}{place}");
+        }
+        anyhow::anyhow!("an internal error stopped the command; please report it: {message}{place}")
+    }
+}
 
 /// Runs a command; a panic in it, as burn's when a device is out of memory, becomes an error of one line.
 pub fn quietly(run: AssertUnwindSafe<impl FnOnce() -> Result<Report>>) -> Result<Report>
@@ -149,24 +178,48 @@ where
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();
         let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-        let text = text.unwrap_or("unknown").lines().next().unwrap_or_default();
-        let place = info.location().map(|at| format!(" ({}:{})", at.file(), at.line())).unwrap_or_default();
+        let message = text.and_then(|text| text.lines().next()).unwrap_or("it left no message").to_owned();
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
         if let Ok(mut panic) = PANIC.lock() {
             // The first says why; those that follow are its consequences.
-            panic.get_or_insert(format!("{text}{place}"));
+            panic.get_or_insert(Panic { message, place });
         }
     }));
     std::panic::catch_unwind(run).unwrap_or_else(|_| {
-        let reason = PANIC.lock().ok().and_then(|mut panic| panic.take()).unwrap_or_default();
-        let memory = ["memory", "alloc", "OOM"].iter().any(|word| reason.contains(word));
-        if memory {
-            anyhow::bail!("{OUT_OF_MEMORY} ({reason})");
-        }
-        anyhow::bail!("it stopped at something that isn't foreseen, please report it: {reason}")
+        let panic = PANIC.lock().ok().and_then(|mut panic| panic.take());
+        let unknown = || Panic { message: "it left no message".into(), place: None };
+        Err(panic.unwrap_or_else(unknown).into_error())
     })
 }
 
 /// What is wrong with an encoded image, if it can't be decoded.
 fn decodes(bytes: &[u8]) -> Result<(), String> {
     engine::image::decode(bytes).map(drop).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(message: &str, place: &str) -> String {
+        Panic { message: message.into(), place: Some(place.into()) }.into_error().to_string()
+    }
+
+    #[test]
+    fn a_panic_is_told_by_its_message_and_not_by_the_path_of_its_source() {
+        let place = "cubecl-runtime/src/memory_management/memory_pool/allocator.rs:12";
+        assert_eq!(
+            said("index out of bounds", place),
+            format!("an internal error stopped the command; please report it: index out of bounds ({place})")
+        );
+        for message in [
+            "can't allocate buffer of size: 123",
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "memory allocation of 5 bytes failed",
+        ] {
+            assert!(said(message, "src/ops.rs:1").starts_with("out of memory: lower --batch-size"), "{message}");
+        }
+        // No allocation has failed here.
+        assert!(said("index 5 of the memory map is missing", "src/ops.rs:1").starts_with("an internal error"));
+    }
 }

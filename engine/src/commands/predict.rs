@@ -11,6 +11,7 @@ use engine::image::{self, Rgb};
 use engine::model::open::{Opened, Source, open_runner_from};
 use engine::model::{Heads, Want};
 use engine::predict::{self, Guess, label_names};
+use engine::report::terminal::count;
 use engine::runner::Runner;
 use engine::tasks::{self, Evaluation, Task};
 use engine::text::Tokenizer;
@@ -18,14 +19,17 @@ use formats::{show_name, show_path};
 use serde_json::{Value, json};
 
 use super::Context;
+use super::output::{self, Target};
 use crate::Report;
 use crate::cli::{JsonArg, ModelArgs};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  engine predict vqa vqa.safetensors --image a.jpg --question \"what colour is the cat?\"
-  engine predict nlvr2 nlvr2.safetensors --left a.png --right b.png --text \"both images show a dog\"
+  engine predict vqa vqa.safetensors --image a.jpg \\
+      --question \"what colour is the cat?\"
+  engine predict nlvr2 nlvr2.safetensors --left a.png --right b.png \\
+      --text \"both images show a dog\"
   engine predict img_cls imagenet.safetensors --image a.jpg")]
 pub struct Args {
     #[command(subcommand)]
@@ -46,39 +50,41 @@ pub enum Prediction {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  engine predict vqa vqa.safetensors --image a.jpg --question \"what colour is the cat?\"
-  engine predict vqa vqa.safetensors --data arrows --split test -o submission.json
+  engine predict vqa vqa.safetensors --image a.jpg \\
+      --question \"what colour is the cat?\"
+  engine predict vqa vqa.safetensors --data arrows --split test \\
+      -o submission.json
 
 The second writes [{\"question_id\": …, \"answer\": …}, …], as EvalAI takes it.")]
 pub struct VqaArgs {
     /// The checkpoint, with a head for vqa.
     pub checkpoint: PathBuf,
-    /// The image.
+    /// The image; - for standard input.
     #[arg(long, value_name = "FILE", requires = "question", required_unless_present = "data", conflicts_with = "data")]
     pub image: Option<PathBuf>,
     /// The question.
     #[arg(long, value_name = "TEXT", requires = "image", conflicts_with = "data")]
     pub question: Option<String>,
-    /// So many answers, the likeliest first.
+    /// How many answers to show, the likeliest first.
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub top: u32,
-    /// A data set whose questions to answer: as for fine-tuning.
+    /// A data set whose questions to answer, as for fine-tuning.
     #[arg(long, value_name = "DIR", requires = "output")]
     pub data: Option<PathBuf>,
-    /// Which part of it.
+    /// The split of the data set.
     #[arg(long, value_name = "S", default_value = "test", requires = "data")]
     pub split: String,
-    /// Where to write the answers to a data set.
+    /// The file to write the answers to a data set to; - for standard output.
     #[arg(long, short, value_name = "OUT", requires = "data", conflicts_with_all = ["image", "question"])]
     pub output: Option<PathBuf>,
     /// Replace the output if it exists.
     #[arg(long)]
     pub force: bool,
-    /// Questions at a time.
+    /// Questions per batch.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub batch_size: u16,
-    /// The answers that the head's labels stand for: one a line, a JSON array, or an object of answers and numbers
-    /// [default: the checkpoint's].
+    /// A file of the answers that the head's labels stand for: one per line, a JSON array, or an object of answers and
+    /// numbers; - for standard input [default: the checkpoint's].
     #[arg(long, value_name = "FILE")]
     pub answers: Option<PathBuf>,
     #[command(flatten)]
@@ -90,14 +96,15 @@ pub struct VqaArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  engine predict nlvr2 nlvr2.safetensors --left a.png --right b.png --text \"both images show a dog\"")]
+  engine predict nlvr2 nlvr2.safetensors --left a.png --right b.png \\
+      --text \"both images show a dog\"")]
 pub struct Nlvr2Args {
     /// The checkpoint, with a head for nlvr2.
     pub checkpoint: PathBuf,
-    /// The left image.
+    /// The left image; - for standard input.
     #[arg(long, value_name = "FILE")]
     pub left: PathBuf,
-    /// The right image.
+    /// The right image; - for standard input.
     #[arg(long, value_name = "FILE")]
     pub right: PathBuf,
     /// The sentence.
@@ -116,14 +123,14 @@ Example:
 pub struct ImgClsArgs {
     /// The checkpoint, with a head for img_cls.
     pub checkpoint: PathBuf,
-    /// The image.
+    /// The image; - for standard input.
     #[arg(long, value_name = "FILE")]
     pub image: PathBuf,
-    /// So many classes, the likeliest first.
+    /// How many classes to show, the likeliest first.
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub top: u32,
-    /// The classes that the head's labels stand for: one a line, a JSON array, or an object of classes and numbers
-    /// [default: the checkpoint's].
+    /// A file of the classes that the head's labels stand for: one per line, a JSON array, or an object of classes and
+    /// numbers; - for standard input [default: the checkpoint's].
     #[arg(long, value_name = "FILE")]
     pub answers: Option<PathBuf>,
     #[command(flatten)]
@@ -160,11 +167,11 @@ fn vqa(args: &VqaArgs, context: &Context) -> Result<Report> {
 /// Answers to all questions of a split, as EvalAI takes them.
 fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> Result<Report> {
     let reads: Vec<&Path> = [args.checkpoint.as_path(), data].into_iter().chain(args.answers.as_deref()).collect();
-    super::check_output(output, args.force, &reads)?;
+    let target = Target::text(output, args.force, &reads)?;
     let model = Model::open(&args.checkpoint, Task::Vqa, &args.model, context)?;
     let Some(names) = model.names(args.answers.as_deref())? else {
         bail!(
-            "{}: it doesn't name the answers that its labels stand for; --answers FILE does",
+            "{}: it doesn't name the answers that its labels stand for; name them with --answers FILE",
             show_path(&args.checkpoint)
         );
     };
@@ -184,7 +191,7 @@ fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> 
     bar.finish_and_clear();
     let answers = found?.answers;
     let lines: Vec<String> = answers.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    formats::write::write_file(output, format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())?;
+    formats::write::write_file(target.path(), format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())?;
     for row in set.broken().sample() {
         context.note(format_args!("no answer: {row}"));
     }
@@ -196,14 +203,14 @@ fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> 
         });
         return Ok(Report::done(format!("{report:#}\n")));
     }
-    let without = if missing > 0 { format!(" ({missing} questions have none: broken rows)") } else { String::new() };
-    Ok(Report::done(format!(
-        "{} answers to {}{without} written to {}, computed on {}\n",
-        answers.len(),
-        set.name(),
-        output.display(),
-        model.opened.device
-    )))
+    let without = match missing {
+        0 => String::new(),
+        1 => " (1 question has none: its row is broken)".into(),
+        more => format!(" ({more} questions have none: their rows are broken)"),
+    };
+    let (answers, written) = (count(answers.len(), "answer", "answers"), output::shown(output));
+    let (set, device) = (set.name(), model.opened.device);
+    target.finish(context, format!("{answers} to {set}{without} written to {written}, computed on {device}\n"))
 }
 
 fn nlvr2(args: &Nlvr2Args, context: &Context) -> Result<Report> {
@@ -302,7 +309,7 @@ fn ranked(
         return Report::done(format!("{report:#}\n"));
     }
     if names.is_none() {
-        context.note("the checkpoint doesn't name its labels: these are their numbers; --answers FILE names them");
+        context.note("the checkpoint doesn't name its labels, so their numbers are shown; --answers FILE names them");
     }
     let mut text = String::new();
     for guess in guesses {

@@ -1,7 +1,8 @@
 //! `engine presets`
 
 use anyhow::Result;
-use engine::train::presets::{PRESETS, preset};
+use engine::report::terminal::{stdout_width, wrapped};
+use engine::train::presets::{PRESETS, Preset, preset};
 use serde_json::json;
 
 use super::usage;
@@ -13,7 +14,8 @@ use crate::cli::JsonArg;
 Examples:
   engine presets
   engine presets vqa-base-480
-  engine presets vqa-base-480 > mine.toml && engine finetune merged.safetensors --config mine.toml")]
+  engine presets vqa-base-480 > mine.toml && \\
+      engine finetune merged.safetensors --config mine.toml")]
 pub struct Args {
     /// The preset to print, as TOML [default: a list of them].
     pub name: Option<String>,
@@ -36,7 +38,12 @@ pub fn run(args: &Args) -> Result<Report> {
         }
         (None, false) => {
             let width = PRESETS.iter().map(|preset| preset.name.len()).max().unwrap_or(0);
-            PRESETS.iter().map(|preset| format!("{:width$}  {}\n", preset.name, preset.about())).collect()
+            let line = |preset: &Preset| {
+                let line = format!("{:width$}  {}", preset.name, preset.about());
+                // Whole lines for `grep`; on a terminal, lines that break between words.
+                stdout_width().map_or_else(|| line.clone(), |columns| wrapped(&line, width + 2, columns)) + "\n"
+            };
+            PRESETS.iter().map(line).collect()
         }
     };
     Ok(Report::done(text))

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use engine::model::open::{open_runner, read_probe_batch};
 use engine::model::save;
+use engine::report::terminal::count;
 use formats::show_path;
 use serde_json::json;
 
 use super::Context;
+use super::output::{self, Target};
 use crate::Report;
 use crate::cli::{JsonArg, ModelArgs, OutputArgs};
 
@@ -16,23 +18,24 @@ use crate::cli::{JsonArg, ModelArgs, OutputArgs};
 #[command(after_help = "\
 Examples:
   engine probe merged.safetensors --batch batch.safetensors -o out.safetensors
-  engine probe model.safetensors --heads heads.safetensors --task nlvr2 --batch batch.safetensors -o out.safetensors
+  engine probe model.safetensors --heads heads.safetensors --task nlvr2 \\
+      --batch batch.safetensors -o out.safetensors
   vlmerge diff out.safetensors expected.safetensors --tolerance 1e-4
 
-The batch holds image [n, 3, S, S], text_ids and text_masks [n, L], and what else there is of text_ids_mlm,
-text_labels_mlm, image_0, image_1, vqa_targets [n, labels], nlvr2_labels, class_label. The result holds
-text.*, image.* (one modality alone), vl.* (joint), ifm.* (through the vl experts), logits.* and loss.*,
-as far as the batch and the checkpoint's heads go.")]
+The batch holds image [n, 3, S, S], text_ids and text_masks [n, L], and any of text_ids_mlm, text_labels_mlm, \
+image_0, image_1, vqa_targets [n, labels], nlvr2_labels, class_label. The result holds text.* and image.* (one \
+modality alone), vl.* (joint), ifm.* (through the vl experts), and the logits.* and loss.* that the batch and the \
+checkpoint's heads allow.")]
 pub struct Args {
     /// The checkpoint.
     pub checkpoint: PathBuf,
-    /// The tensors to run on, safetensors.
+    /// The tensors to run on, a safetensors file.
     #[arg(long, value_name = "FILE")]
     pub batch: PathBuf,
-    /// Heads to add, a file of tensors named 'task:name'.
+    /// A file of heads to add, its tensors named task:name.
     #[arg(long, value_name = "FILE")]
     pub heads: Option<PathBuf>,
-    /// Write this task's logits and loss only, and take all its tensors from --heads.
+    /// Write only this task's logits and loss, and take all tensors of this task from --heads.
     #[arg(long, value_name = "T")]
     pub task: Option<String>,
     #[command(flatten)]
@@ -45,10 +48,9 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
-    formats::write::Container::for_path(output)?;
     let reads: Vec<&Path> =
         [&args.checkpoint, &args.batch].into_iter().chain(&args.heads).map(PathBuf::as_path).collect();
-    super::check_output(output, args.output.force, &reads)?;
+    let target = Target::tensors(output, args.output.force, &reads)?;
     let batch = read_probe_batch(&args.batch)?;
     let mut options = args.model.options();
     options.heads_file = args.heads.clone();
@@ -72,13 +74,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         let there: Vec<&str> = every.iter().filter_map(|name| name.strip_prefix("logits.")).collect();
         let there = if there.is_empty() { "none".into() } else { there.join(", ") };
         bail!(
-            "--task {task}: there are no logits of it: the checkpoint or --heads has no such head, or the batch not what it \
-             needs; tasks with logits: {there}"
+            "--task {task}: it has no logits here: neither the checkpoint nor --heads has its head, or the batch lacks what \
+             it needs; tasks with logits: {there}"
         );
     }
     let names: Vec<_> = found.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
     let losses: Vec<_> = found.iter().filter(|tensor| tensor.name.starts_with("loss.")).cloned().collect();
-    save::write(output, found, &Default::default())?;
+    save::write(target.path(), found, &Default::default())?;
     if args.json.json {
         let tensors: serde_json::Map<_, _> = names.iter().map(|(name, shape)| (name.clone(), json!(shape))).collect();
         let losses: serde_json::Map<_, _> =
@@ -87,9 +89,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             json!({ "output": output, "device": opened.device.to_string(), "tensors": tensors, "losses": losses });
         return Ok(Report::done(format!("{report:#}\n")));
     }
-    let mut text = format!("{} tensors written to {}, computed on {}\n", names.len(), output.display(), opened.device);
+    let (tensors, written) = (count(names.len(), "tensor", "tensors"), output::shown(output));
+    let mut text = format!("{tensors} written to {written}, computed on {}\n", opened.device);
     for loss in &losses {
         text += &format!("{:<14} {:.6}\n", loss.name, loss.values.first().copied().unwrap_or(f32::NAN));
     }
-    Ok(Report::done(text))
+    target.finish(context, text)
 }

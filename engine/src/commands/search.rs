@@ -8,13 +8,14 @@ use engine::embed;
 use engine::image;
 use engine::model::open::Options;
 use engine::model::tower::TextEncoder;
-use engine::report;
+use engine::report::{self, terminal::count};
 use engine::search::{self, Changes, Hit, Index, Search};
 use engine::text::Tokenizer;
 use formats::{show_name, show_path};
 use serde_json::json;
 
 use super::Context;
+use super::output::Target;
 use crate::Report;
 use crate::cli::{JsonArg, ModelArgs};
 
@@ -22,32 +23,33 @@ use crate::cli::{JsonArg, ModelArgs};
 #[command(after_help = "\
 Examples:
   engine search irtr.safetensors --images photos --query \"a dog on a beach\"
-  engine search irtr.safetensors --images photos --query \"a dog on a beach\" --top 50 --html found.html
+  engine search irtr.safetensors --images photos --query \"a dog on a beach\" \\
+      --top 50 --html found.html
 
-The first search embeds every image and keeps the result beside them, in DIR/.engine-search.safetensors; later ones
-read what is new or changed. With another checkpoint the index is made anew.")]
+The first search embeds every image and keeps the embeddings beside the images, in DIR/.engine-search.safetensors; \
+later searches read only images that are new or have changed. Another checkpoint rebuilds this index.")]
 pub struct Args {
     /// The checkpoint, with a retrieval head.
     pub checkpoint: PathBuf,
-    /// The folder of images; those in folders below it count too.
+    /// The folder of images, searched with all folders below it.
     #[arg(long, value_name = "DIR")]
     pub images: PathBuf,
     /// What to look for.
     #[arg(long, value_name = "TEXT")]
     pub query: String,
-    /// So many images, the nearest first.
+    /// How many images to show, the most similar first.
     #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub top: u32,
-    /// Also write one page with thumbnails and scores.
+    /// Also write an HTML page with thumbnails and scores; - for standard output.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     /// Replace that page if it exists.
     #[arg(long, requires = "html")]
     pub force: bool,
-    /// Where the index is [default: in the folder of images].
+    /// The index file [default: .engine-search.safetensors in the folder of images].
     #[arg(long, value_name = "FILE")]
     pub index: Option<PathBuf>,
-    /// Images at a time, where some are to be embedded.
+    /// Images per batch while embedding.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub batch_size: u16,
     #[command(flatten)]
@@ -67,9 +69,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     if args.query.trim().is_empty() {
         bail!("--query is empty: say what to look for");
     }
-    if let Some(html) = &args.html {
-        super::check_output(html, args.force, &[&args.checkpoint, &args.images, &place])?;
-    }
+    let reads: [&Path; 3] = [&args.checkpoint, &args.images, &place];
+    let page = args.html.as_deref().map(|html| Target::text(html, args.force, &reads)).transpose()?;
     let options = args.model.options();
     let search = Search {
         checkpoint: &args.checkpoint,
@@ -96,8 +97,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let (index, changes) = found?;
     say(&index, &changes, &place, context);
     let hits = index.nearest(&query, args.top as usize)?;
-    if let Some(html) = &args.html {
-        write_page(html, args, &hits)?;
+    let mut sent = false;
+    if let Some(page) = &page {
+        write_page(page.path(), args, &hits)?;
+        sent = page.send()?;
     }
     if args.json.json {
         let found: Vec<_> = hits
@@ -121,7 +124,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     for hit in &hits {
         text += &format!("{:>7.4}  {}\n", hit.score, show_path(&args.images.join(hit.name)));
     }
-    if let Some(html) = &args.html {
+    if sent {
+        // Standard output is the page.
+        text.lines().for_each(|line| context.note(line));
+        return Ok(Report::done(""));
+    }
+    if let Some(html) = args.html.as_deref().filter(|_| !context.quiet) {
         text += &format!("the page is {}\n", show_path(html));
     }
     Ok(Report::done(text))
@@ -141,15 +149,16 @@ fn embed_query(args: &Args, options: &Options, context: &Context) -> Result<Vec<
 
 fn say(index: &Index, changes: &Changes, place: &Path, context: &Context) {
     if let Some(reason) = &changes.rebuilt {
-        context.note(format_args!("{}: the index was made anew: {reason}", show_path(place)));
+        context.note(format_args!("{}: the index was rebuilt: {reason}", show_path(place)));
     }
     if let Some(reason) = &changes.unsaved {
         context.note(format_args!("the index could not be brought up to date: {reason}"));
     }
     if changes.read > 0 || changes.forgotten > 0 {
-        let (read, gone, all) = (changes.read, changes.forgotten, index.readable());
-        let forgotten = if gone > 0 { format!(", {gone} that are gone forgotten") } else { String::new() };
-        context.note(format_args!("{read} images read{forgotten}; the index has {all}"));
+        let (gone, all) = (changes.forgotten, index.readable());
+        let read = count(changes.read, "image", "images");
+        let removed = if gone > 0 { format!(", {gone} removed that no longer exist") } else { String::new() };
+        context.note(format_args!("{read} read{removed}; the index has {all}"));
     }
     let mut unreadable = index.unreadable();
     if let Some(first) = unreadable.next() {
@@ -157,7 +166,7 @@ fn say(index: &Index, changes: &Changes, place: &Path, context: &Context) {
             0 => String::new(),
             more => format!(", and {more} more"),
         };
-        context.note(format_args!("can't be read: {}: {}{more}", show_name(&first.name), show_name(first.problem())));
+        context.note(format_args!("cannot read {}: {}{more}", show_name(&first.name), show_name(first.problem())));
     }
 }
 

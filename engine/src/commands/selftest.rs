@@ -17,28 +17,28 @@ Examples:
   engine selftest --device cuda
   engine selftest --device cpu --size tiny --batch-size 2 --json
 
-Compares forward passes with values of the Python code, in f32 and bf16, then measures a model with random
-weights. Exit status 1 where the device isn't there or a value is off.")]
+Compares forward passes with values of the Python code, in f32 and bf16, then measures a model with random weights. \
+The exit status is 1 if the device isn't there or a value differs too much.")]
 pub struct Args {
-    /// What to test: auto, cpu, cuda or cuda:N.
+    /// The device to test: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: engine::device::Choice,
-    /// The model that is measured.
+    /// The size of the model to measure.
     #[arg(long, default_value = "base")]
     pub size: Size,
-    /// Pixels along a side, the sizes to measure.
+    /// Image sizes to measure, in pixels a side.
     #[arg(long, value_name = "PIXELS", value_delimiter = ',', default_values_t = [224usize, 384])]
     pub image_sizes: Vec<usize>,
-    /// Images in a batch [default: 128 on CUDA, 8 on the CPU].
+    /// Images per batch [default: 128 on CUDA, 8 on the CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub batch_size: Option<u16>,
-    /// Measure each pass for about so long.
+    /// Measure each pass for about this many seconds.
     #[arg(long, value_name = "S", default_value_t = 3.0)]
     pub seconds: f64,
     /// Measure in these precisions [default: both on CUDA, f32 on the CPU].
     #[arg(long, value_delimiter = ',')]
     pub precision: Vec<Precision>,
-    /// Compare only.
+    /// Compare with golden values only.
     #[arg(long)]
     pub no_throughput: bool,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     let mut parities = Vec::new();
     for precision in [Precision::F32, Precision::Bf16] {
-        context.note(format_args!("comparing with golden values on {device} in {precision:?} …"));
+        context.note(format_args!("comparing with golden values on {device} in {precision} …"));
         parities.extend(parity(args.device, precision)?);
     }
     let passed = parities.iter().all(|parity| parity.passed);
@@ -70,7 +70,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             if args.no_throughput {
                 continue;
             }
-            context.note(format_args!("measuring {:?} at {image_size} pixels in {precision:?} …", args.size));
+            context.note(format_args!("measuring size {} at {image_size} pixels in {precision} …", args.size));
             let (device, size, seconds) = (args.device, args.size, args.seconds);
             speeds.extend(throughput(&Measure { device, precision, size, image_size, batch, seconds })?);
         }
@@ -81,7 +81,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         });
         return Ok(Report { stdout: format!("{report:#}\n"), success: passed });
     }
-    let mut table = table(&["model", "precision", "tensors", "largest difference", "in", "allowed", ""]);
+    let mut table = table(&["model", "precision", "tensors", "difference", "in", "allowed", ""]);
     for p in &parities {
         let verdict = if p.passed { "ok" } else { "OFF" };
         table.add_row([

@@ -29,8 +29,15 @@ pub fn scores<'a>(answers: impl IntoIterator<Item = &'a str>) -> Vec<(&'a str, f
 /// # Errors
 /// It can't be read, is something else, or its numbers have gaps.
 pub fn read(path: &Path) -> Result<Vec<String>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("no JSON: {e}")))?;
+    from_json(path, &std::fs::read(path).map_err(|e| Error::io(path, "read", e))?)
+}
+
+/// As [`read`], for a file whose bytes are here.
+///
+/// # Errors
+/// They are something else, or their numbers have gaps.
+pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| Error::file(path, format!("no JSON: {e}")))?;
     parse(value).map_err(|reason| Error::file(path, reason))
 }
 

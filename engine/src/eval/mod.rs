@@ -99,7 +99,12 @@ impl Outcome {
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let mut counts: Vec<String> = self.counts().iter().map(|(what, count)| format!("{count} {what}")).collect();
+        let counted = |&(what, count): &(&str, u64)| match what.strip_suffix('s') {
+            // "1 question", but "1 with answers".
+            Some(one) if count == 1 && !what.contains(' ') => format!("1 {one}"),
+            _ => format!("{count} {what}"),
+        };
+        let mut counts: Vec<String> = self.counts().iter().map(counted).collect();
         if let Outcome::Irtr(outcome) = self {
             counts.push(format!("mean of the six {}", percent(outcome.recall.mean())));
         }

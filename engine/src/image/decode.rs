@@ -46,13 +46,15 @@ pub enum Error {
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The image in a file; see [`decode`].
+/// The image in a file, or on standard input for `-`; see [`decode`].
 pub fn open(path: impl AsRef<Path>) -> Result<Rgb> {
     let path = path.as_ref();
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
-        .map_err(|error| Error::Io { path: path.into(), error })?;
+    let read = match path == Path::new("-") {
+        true => std::io::stdin().lock().take(MAX_FILE + 1).read_to_end(&mut bytes),
+        false => File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)),
+    };
+    read.map_err(|error| Error::Io { path: path.into(), error })?;
     let image = if bytes.len() as u64 > MAX_FILE { Err(Error::TooLong) } else { decode(&bytes) };
     image.map_err(|error| Error::File { path: path.into(), error: Box::new(error) })
 }

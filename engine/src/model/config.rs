@@ -60,6 +60,16 @@ pub enum Size {
     Large,
 }
 
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Size::Tiny => "tiny",
+            Size::Base => "base",
+            Size::Large => "large",
+        })
+    }
+}
+
 impl Architecture {
     /// A model of a usual size, with patches of 16 pixels, BERT's vocabulary and texts of 40 tokens.
     pub fn sized(size: Size, variant: Variant, image_size: usize) -> Architecture {

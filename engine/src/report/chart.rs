@@ -289,13 +289,15 @@ fn axes(out: &mut String, chart: &Chart, x: &Scale, y: &Scale) {
 
 fn path(out: &mut String, class: &str, colour: &str, points: &[(f64, f64)], x: &Scale, y: &Scale) {
     let mut d = String::new();
-    let mut pen = 'M';
-    for (step, value) in points {
-        if value.is_finite() {
+    for piece in points.split(|(_, value)| !value.is_finite()) {
+        let mut pen = 'M';
+        for (step, value) in piece {
             let _ = write!(d, "{pen}{:.1} {:.1}", x.at(*step), y.at(*value));
             pen = 'L';
-        } else {
-            pen = 'M';
+        }
+        // A line of no length: its round ends are a point, where a move alone draws nothing.
+        if piece.len() == 1 {
+            d += "h0";
         }
     }
     let _ = write!(out, "<path class=\"{class}\" {colour} d=\"{d}\"/>");
@@ -520,8 +522,22 @@ mod tests {
         assert_eq!(count(&svg, "class=\"raw\""), 0);
         assert!(svg.contains("Loss over training steps. loss: from 3 at step 10 to 1 at step 30."));
         assert!(!svg.contains("legend") && !svg.contains("NaN"));
+    }
+
+    #[test]
+    fn a_single_point_is_drawn() {
         let svg = figure(&chart(vec![(5.0, 3.0)]));
         assert!(count(&svg, "<circle") == 1 && !svg.contains("NaN"), "{svg}");
+        let curve = |svg: &str| {
+            let curve = svg.split("class=\"curve\"").nth(1).unwrap().split(" d=\"").nth(1).unwrap();
+            curve.split('"').next().unwrap().to_owned()
+        };
+        assert!(curve(&svg).ends_with("h0"), "{svg}");
+        // One between values that are not finite, of many.
+        let mut points: Vec<(f64, f64)> = (1..=50).map(|step| (f64::from(step), 1.0)).collect();
+        points[24].1 = f64::NAN;
+        points[26].1 = f64::NAN;
+        assert_eq!(count(&curve(&figure(&chart(points))), "h0"), 1);
     }
 
     #[test]

@@ -15,6 +15,13 @@ pub struct Hit<'a> {
     pub image: &'a [u8],
 }
 
+/// The length of the lowest score's bar.
+const LEAST: f32 = 0.05;
+
+fn shown(score: f32) -> String {
+    format!("{score:.3}").replace('-', "−")
+}
+
 /// The page: the query and what was found for it, best first as given. Loads nothing, works offline.
 pub fn gallery(query: &str, hits: &[Hit]) -> String {
     let mut body = format!("<header><h1>{}</h1><p class=\"soft\">", escape(query));
@@ -23,24 +30,33 @@ pub fn gallery(query: &str, hits: &[Hit]) -> String {
         1 => "1 image".into(),
         many => format!("{many} images, the most similar first"),
     };
+    // Cosines of images and texts are small and close to each other: a bar shows where its score stands among these.
+    let scores = || hits.iter().map(|hit| hit.score).filter(|score| score.is_finite());
+    let (low, high) = (scores().fold(f32::INFINITY, f32::min), scores().fold(f32::NEG_INFINITY, f32::max));
+    if high > low {
+        let _ = write!(body, "; bars span the scores from {} to {}", shown(low), shown(high));
+    }
     body += "</p></header>\n<main>";
     if !hits.is_empty() {
         body += "<ol class=\"hits\">";
     }
-    // A bar each, relative to the best: cosines of images and texts are small and close to each other.
-    let best = hits.iter().map(|hit| hit.score).filter(|score| score.is_finite()).fold(0.0, f32::max);
     for hit in hits {
         let image = match data_uri(hit.image) {
             Some(uri) => format!("<img src=\"{uri}\" alt=\"\" loading=\"lazy\">"),
             None => "<span class=\"none\">no picture</span>".into(),
         };
-        let share = if best > 0.0 && hit.score.is_finite() { (hit.score / best).clamp(0.0, 1.0) } else { 0.0 };
+        let share = match hit.score {
+            score if !score.is_finite() => 0.0,
+            // The lowest still has a bar.
+            score if high > low => LEAST + (1.0 - LEAST) * (score - low) / (high - low),
+            _ => 1.0,
+        };
         let _ = write!(
             body,
             "\n<li class=\"card\">{image}<span class=\"name\">{}</span><span class=\"score\"><span>{}</span>\
              <span class=\"bar\" aria-hidden=\"true\"><i style=\"width:{:.1}%\"></i></span></span></li>",
             escape(hit.title),
-            format!("{:.3}", hit.score).replace('-', "−"),
+            shown(hit.score),
             100.0 * share
         );
     }
@@ -77,6 +93,17 @@ mod tests {
         let place = |text: &str| html.find(text).unwrap();
         assert!(place("a/&lt;b") < place("c&quot;.png") && place("c&quot;.png") < place(">d<"));
         assert!(!html.contains("<svg") && !html.contains("://"));
+    }
+
+    #[test]
+    fn bars_span_the_range_of_the_scores() {
+        let hit = |score| Hit { title: "a", score, image: b"" };
+        let html = gallery("x", &[hit(0.31), hit(0.30), hit(0.29)]);
+        let widths: Vec<&str> = html.split("style=\"width:").skip(1).map(|at| at.split('%').next().unwrap()).collect();
+        assert_eq!(widths, ["100.0", "52.5", "5.0"]);
+        assert!(html.contains("bars span the scores from 0.290 to 0.310"));
+        let html = gallery("x", &[hit(0.3)]);
+        assert!(html.contains("width:100.0%") && !html.contains("span the scores"), "{html}");
     }
 
     #[test]

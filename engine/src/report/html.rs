@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use formats::shell_path;
 use indexmap::IndexMap;
 use serde_json::Value;
 
@@ -28,6 +29,7 @@ pub fn report(run: &RunFiles) -> String {
     section(&mut body, "Metrics", &metrics(run, &curves));
     section(&mut body, "Curves", &charts(&curves));
     section(&mut body, "What the model says", &samples);
+    section(&mut body, "Rows that were left out", &skipped(run));
     section(
         &mut body,
         "What was merged",
@@ -94,9 +96,12 @@ fn header(run: &RunFiles, curves: &Curves) -> String {
     let mut out = format!("<header><h1>{}", escape(&run.name));
     if run.result.is_some() {
         let (class, text) = match result.status {
-            Status::Running => ("", "running, or ended without a word"),
+            // Nobody had the time to write down how it ended.
+            Status::Running if run.training == Some(false) => ("bad", "stopped"),
+            Status::Running if run.training == Some(true) => ("", "running"),
+            Status::Running => ("", "running or stopped"),
             Status::Finished => ("good", "finished"),
-            Status::Interrupted => ("", "interrupted: can be resumed"),
+            Status::Interrupted => ("", "interrupted"),
             Status::Failed => ("bad", "failed"),
         };
         let _ = write!(out, " <span class=\"tag {class}\">{text}</span>");
@@ -105,13 +110,18 @@ fn header(run: &RunFiles, curves: &Curves) -> String {
     let mut about = Vec::new();
     about.extend((!result.task.is_empty()).then(|| format!("Fine-tuned for {}", task_title(&result.task))));
     about.extend((!result.train_data.is_empty()).then(|| {
-        let examples = format!("{} examples", number(result.train_examples as f64));
+        let noun = if result.train_examples == 1 { "example" } else { "examples" };
+        let examples = format!("{} {noun}", number(result.train_examples as f64));
         format!("on {} ({examples})", result.train_data)
     }));
     about.extend((!result.validation_data.is_empty()).then(|| format!("validated on {}", result.validation_data)));
     about.extend((!result.device.is_empty()).then(|| result.device.clone()));
     if !about.is_empty() {
         let _ = write!(out, "<p class=\"soft\">{}</p>", escape(&about.join(", ")));
+    }
+    if run.result.is_some() && run.can_be_resumed() {
+        let command = format!("engine finetune --resume {}", shell_path(&run.folder));
+        let _ = write!(out, "<p class=\"note\">To continue this run: <code>{}</code></p>", escape(&command));
     }
     if let Some(message) = &result.message {
         let _ = write!(out, "<p class=\"note\">{}</p>", escape(message));
@@ -330,7 +340,7 @@ fn sample_answers(sample: &Sample) -> String {
         });
         let truth = match sample.truth.is_empty() {
             true => String::new(),
-            false => format!("right: {}", sample.truth.join(" · ")),
+            false => format!("truth: {}", sample.truth.join(" · ")),
         };
         let _ = write!(out, "<p class=\"small soft\">{}{}</p>", escape(&truth), tag.unwrap_or_default());
     }
@@ -349,6 +359,19 @@ fn sample_answers(sample: &Sample) -> String {
         out += "</ol>";
     }
     out
+}
+
+/// Rows of the data that could not be used, with the reason.
+fn skipped(run: &RunFiles) -> String {
+    let lines = run.result.as_ref().map_or(&[][..], |result| &result.skipped);
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut out = String::from("<div class=\"card small\"><ul class=\"rows\">");
+    for line in lines {
+        let _ = write!(out, "<li>{}</li>", escape(line));
+    }
+    out + "</ul></div>"
 }
 
 /// A `vlmerge.recipe`: method, parameters, inputs, rules; whatever else it has stays readable as JSON.
@@ -501,9 +524,11 @@ mod tests {
             parameters: 87_000_000,
             best: Some(Best { step: 30, metric: "vqa_score".into(), value: 0.25 }),
             recipe: Some(recipe),
+            skipped: vec!["easy-VQA train: skipped a.arrow row 3: no <image>".into()],
             ..RunResult::default()
         };
         let run = RunFiles {
+            training: Some(false),
             folder: folder.path().to_owned(),
             name: "my <run>".into(),
             config: Some("lr = 1.5e-5\n[model]\nwidth = 192\n".into()),
@@ -522,7 +547,8 @@ mod tests {
             "<img src=\"data:image/png;base64,iVBORw0KGgo=\"",
             "is &lt;it&gt; red?",
             "<span>no &amp; yes</span><span>75.00%</span>",
-            "right: yes <span class=\"tag bad\">wrong</span>",
+            "truth: yes <span class=\"tag bad\">wrong</span>",
+            "<li>easy-VQA train: skipped a.arrow row 3: no &lt;image&gt;</li>",
             "<dt>lr</dt><dd>1.5e-5</dd>",
             "<dt>model.width</dt><dd>192</dd>",
             "<strong>interpolate</strong> <span class=\"soft\">vlmerge 0.1.0</span>",
@@ -533,8 +559,34 @@ mod tests {
             assert!(html.contains(part), "{part} is not in\n{html}");
         }
         assert_eq!(html.matches("<figure").count(), 5);
+        // Words of the program's source.
+        for word in ["sitting", "stepline", "runresult", "recorder", "some("] {
+            let text = html.split("<main>").nth(1).unwrap().split("<script>").next().unwrap().to_lowercase();
+            assert!(!text.contains(word), "{word} is in\n{text}");
+        }
         // Nothing from elsewhere.
         assert!(!html.contains("://") && !html.contains("<link") && !html.contains("@import"));
+    }
+
+    #[test]
+    fn a_dead_run_is_not_running() {
+        let page = |status: Status, training: Option<bool>| {
+            let result = Some(RunResult { status, ..RunResult::default() });
+            report(&RunFiles { folder: "my run".into(), result, training, ..RunFiles::default() })
+        };
+        let resume = "engine finetune --resume &#39;my run&#39;";
+        for (status, training, tag, resumable) in [
+            (Status::Running, Some(true), "running", false),
+            (Status::Running, Some(false), "stopped", true),
+            (Status::Running, None, "running or stopped", false),
+            (Status::Interrupted, Some(false), "interrupted", true),
+            (Status::Failed, Some(false), "failed", true),
+            (Status::Finished, Some(false), "finished", false),
+        ] {
+            let html = page(status, training);
+            assert!(html.contains(&format!("\">{tag}</span>")), "{status:?} {training:?}: {html}");
+            assert_eq!(html.contains(resume), resumable, "{status:?} {training:?}");
+        }
     }
 
     #[test]

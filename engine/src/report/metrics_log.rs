@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use formats::show_path;
 use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 /// The file's name in a run's folder.
 pub const METRICS: &str = "metrics.jsonl";
@@ -35,10 +36,10 @@ pub const VALIDATION: &str = "val/";
 pub struct Line {
     /// Updates done.
     pub step: u64,
-    /// Seconds of training so far, over all sittings.
+    /// Seconds of training so far, those before a resumption included.
     pub seconds: f64,
-    /// Values by name. What is not finite is `null` in the file and NaN when read.
-    #[serde(flatten, deserialize_with = "null_is_nan")]
+    /// Values by name. What is not finite is `null` in the file and NaN when read; text and the like is passed over.
+    #[serde(flatten, deserialize_with = "numbers")]
     pub values: IndexMap<String, f64>,
 }
 
@@ -54,9 +55,13 @@ impl Line {
     }
 }
 
-fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IndexMap<String, f64>, D::Error> {
-    let values = IndexMap::<String, Option<f64>>::deserialize(deserializer)?;
-    Ok(values.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IndexMap<String, f64>, D::Error> {
+    let values = IndexMap::<String, Value>::deserialize(deserializer)?;
+    let number = |(name, value)| match value {
+        Value::Null => Some((name, f64::NAN)),
+        other => Some((name, other.as_f64()?)),
+    };
+    Ok(values.into_iter().filter_map(number).collect())
 }
 
 /// The file, open for adding lines.
@@ -197,6 +202,13 @@ mod tests {
         let steps: Vec<u64> = read(&path).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [10, 20, 20, 30]);
         assert_eq!(read(&path).unwrap()[3].values.len(), 0);
+    }
+
+    #[test]
+    fn text_in_a_line_does_not_damage_it() {
+        let (_folder, path) = folder();
+        std::fs::write(&path, "{\"step\":1,\"seconds\":0.5,\"broken\":\"a.jsonl line 3\",\"loss\":2}\n").unwrap();
+        assert_eq!(read(&path).unwrap(), [Line::new(1, 0.5).with(LOSS, 2.0)]);
     }
 
     #[test]

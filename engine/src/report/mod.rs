@@ -9,6 +9,7 @@ pub mod progress;
 pub mod run_files;
 pub mod run_log;
 pub mod tensorboard;
+pub mod terminal;
 
 pub use gallery::{Hit, gallery};
 pub use html::report;

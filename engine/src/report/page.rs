@@ -149,6 +149,7 @@ list-style:none}
 overflow-wrap:anywhere}
 .samples ol li i{position:absolute;inset:1px auto 1px 0;background:var(--s0);opacity:.16;border-radius:4px}
 .samples ol li span:last-child{white-space:nowrap}.samples ol li:first-child{font-weight:600}
+.rows{margin:0;padding-left:18px;overflow-wrap:anywhere}
 .hits{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr));gap:16px;padding:0;margin:20px 0;
 list-style:none}
 .hits img,.hits .none{display:flex;align-items:center;justify-content:center;width:100%;height:190px;object-fit:contain;

@@ -1,9 +1,11 @@
 //! The line that moves while a model trains.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use super::terminal::{learning_rate, rate, stderr_width, wrapped};
 
 /// What one update came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -43,7 +45,7 @@ impl Progress {
     pub fn new(steps: u64, quiet: bool) -> Progress {
         let shown = if quiet {
             Shown::Nothing
-        } else if std::io::stderr().is_terminal() {
+        } else if stderr_width().is_some() {
             let style = ProgressStyle::with_template("{wide_bar:.cyan/dim} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             Shown::Bar(ProgressBar::new(steps).with_style(style))
@@ -59,12 +61,12 @@ impl Progress {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
                 bar.set_position(update.step);
-                bar.set_message(line(update, self.steps, &self.pace));
+                bar.set_message(line(update, self.steps, &self.pace, stderr_width().map(room)));
             }
             Shown::Lines { last } => {
                 if last.is_none_or(|last| last.elapsed() >= EVERY) || update.step >= self.steps {
                     *last = Some(Instant::now());
-                    say(&line(update, self.steps, &self.pace));
+                    say(&line(update, self.steps, &self.pace, None));
                 }
             }
         }
@@ -89,6 +91,7 @@ impl Progress {
 
 /// Nobody may be left to read it: `eprintln!` would panic.
 fn say(text: &str) {
+    let text = stderr_width().map_or_else(|| text.to_owned(), |width| wrapped(text, 2, width));
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
@@ -136,20 +139,35 @@ impl Pace {
     }
 }
 
-/// `120/1000  epoch 1.2  loss 0.3456  lr 1.0e-5  123 images/s  data 1.2%  ETA 1h 03m`
-fn line(update: &Update, steps: u64, pace: &Pace) -> String {
+/// Columns that a bar leaves for the text beside it.
+fn room(width: usize) -> usize {
+    const BAR: usize = 10;
+    width.saturating_sub(BAR + 1)
+}
+
+/// `120/1000  epoch 1.20  loss 0.3456  lr 1.00e-5  123 images/s  data 1.2%  ETA 1h 03m`, without what matters least where
+/// there is only `room` for less.
+fn line(update: &Update, steps: u64, pace: &Pace, room: Option<usize>) -> String {
     let loss = if update.loss.is_finite() { pace.loss() } else { update.loss };
     let rest = steps.saturating_sub(update.step) as f64 * pace.seconds();
-    let speed = pace.examples_per_second();
-    format!(
-        "{}/{steps}  epoch {:.2}  loss {loss:.4}  lr {:.2e}  {speed:.*} images/s  data {:.1}%  ETA {}",
-        update.step,
-        update.epoch,
-        update.lr,
-        usize::from(speed < 100.0),
-        100.0 * pace.data_wait(),
-        duration(rest),
-    )
+    // Each with its rank: the highest goes first.
+    let mut parts = vec![
+        (0, format!("{}/{steps}", update.step)),
+        (4, format!("epoch {:.2}", update.epoch)),
+        (0, format!("loss {loss:.4}")),
+        (3, format!("lr {}", learning_rate(update.lr))),
+        (2, rate(pace.examples_per_second(), "images")),
+        (5, format!("data {:.1}%", 100.0 * pace.data_wait())),
+        (1, format!("ETA {}", duration(rest))),
+    ];
+    for least in (1..=5).rev() {
+        let width: usize = parts.iter().map(|(_, part)| part.chars().count() + 2).sum::<usize>() - 2;
+        if room.is_none_or(|room| width <= room) {
+            break;
+        }
+        parts.retain(|(rank, _)| *rank != least);
+    }
+    parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>().join("  ")
 }
 
 /// `12s`, `3m 07s`, `1h 03m`, `2d 04h`.
@@ -179,14 +197,26 @@ mod tests {
         pace.add(&update);
         pace.add(&update);
         assert_eq!(
-            line(&update, 80, &pace),
+            line(&update, 80, &pace, None),
             "20/80  epoch 0.50  loss 2.0000  lr 1.00e-5  16.0 images/s  data 2.5%  ETA 2m 00s"
         );
         let broken = Update { loss: f64::NAN, ..update };
         pace.add(&broken);
-        assert!(line(&broken, 80, &pace).contains("loss NaN"));
-        assert!(line(&update, 80, &pace).contains("loss 2.0000"));
-        assert!(line(&update, 10, &pace).ends_with("ETA 0s"));
+        assert!(line(&broken, 80, &pace, None).contains("loss NaN"));
+        assert!(line(&update, 80, &pace, None).contains("loss 2.0000"));
+        assert!(line(&update, 10, &pace, None).ends_with("ETA 0s"));
+    }
+
+    #[test]
+    fn the_training_bar_keeps_ten_cells_at_80_columns() {
+        let update =
+            Update { step: 123_456, epoch: 12.34, loss: 2.0, lr: 1e-5, examples: 32, seconds: 2.0, wait_seconds: 0.05 };
+        let mut pace = Pace::default();
+        pace.add(&update);
+        let line = line(&update, 200_000, &pace, Some(room(80)));
+        assert_eq!(line, "123456/200000  loss 2.0000  lr 1.00e-5  16.0 images/s  ETA 1d 18h");
+        assert!(line.chars().count() + 11 <= 80);
+        assert_eq!(super::line(&update, 200_000, &pace, Some(room(40))), "123456/200000  loss 2.0000");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::metrics_log::{self, Line, METRICS};
+use crate::train::run_dir;
 
 pub const CONFIG: &str = "config.toml";
 pub const RESULT: &str = "result.json";
@@ -38,7 +39,7 @@ pub struct RunResult {
     /// Updates done, and in all.
     pub step: u64,
     pub steps: u64,
-    /// Seconds of training, over all sittings.
+    /// Seconds of training, those before a resumption included.
     pub seconds: f64,
     /// The data sets' names, such as `easy-VQA train`.
     pub train_data: String,
@@ -84,7 +85,7 @@ fn write_json(path: &Path, value: &(impl Serialize + ?Sized)) -> Result<()> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Or ended without having the time to say how.
+    /// Or killed, so that nothing could be written about the end; [`RunFiles::training`] tells which.
     #[default]
     Running,
     Finished,
@@ -146,6 +147,8 @@ pub struct RunFiles {
     pub lines: Vec<Line>,
     pub result: Option<RunResult>,
     pub samples: Vec<Sample>,
+    /// Whether a process is training in the folder now; `None` where that can't be told.
+    pub training: Option<bool>,
     /// What is missing or damaged, a sentence each.
     pub notes: Vec<String>,
 }
@@ -166,6 +169,7 @@ impl RunFiles {
         let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         let name = full.file_name().map_or_else(|| shown.to_string(), |name| name.to_string_lossy().into_owned());
         let mut run = RunFiles { folder: folder.to_owned(), name, ..RunFiles::default() };
+        run.training = run_dir::is_training(folder);
         run.config = run.text(CONFIG);
         if folder.join(METRICS).exists() {
             run.lines = metrics_log::read(&folder.join(METRICS)).unwrap_or_else(|e| {
@@ -178,6 +182,12 @@ impl RunFiles {
         run.result = run.json(RESULT);
         run.samples = run.json(SAMPLES).unwrap_or_default();
         Ok(run)
+    }
+
+    /// Whether the run has ended before its last update.
+    pub fn can_be_resumed(&self) -> bool {
+        let status = self.result.as_ref().map(|result| result.status);
+        self.training == Some(false) && status.is_some_and(|status| status != Status::Finished)
     }
 
     /// The bytes of a sample's image; `None` where it isn't there, or isn't a file of this folder.
@@ -249,6 +259,22 @@ mod tests {
         write_samples(folder.path(), &samples).unwrap();
         let run = RunFiles::read(folder.path()).unwrap();
         assert_eq!((run.result.unwrap(), run.samples), (full, samples.to_vec()));
+    }
+
+    #[test]
+    fn a_run_is_being_trained_while_its_lock_is_held() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(RESULT), "{\"status\": \"running\"}").unwrap();
+        let read = || RunFiles::read(folder.path()).unwrap();
+        // Of a copy without hidden files.
+        assert_eq!((read().training, read().can_be_resumed()), (Some(false), true));
+        let run = run_dir::RunDir::check(folder.path(), true).unwrap();
+        let lock = run.lock().unwrap();
+        assert_eq!((read().training, read().can_be_resumed()), (Some(true), false));
+        drop(lock);
+        assert_eq!((read().training, read().can_be_resumed()), (Some(false), true));
+        // Asking leaves the lock to those who train.
+        run.lock().unwrap();
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub struct RunLog {
     metrics: MetricsLog,
     board: TensorBoard,
     progress: Progress,
-    /// Seconds of training, over all sittings.
+    /// Seconds of training, those before a resumption included.
     seconds: f64,
     /// Since the last line: examples, seconds, seconds of waiting.
     since: (u64, f64, f64),

@@ -111,7 +111,7 @@ fn previous(search: &Search, checkpoint: &Checkpoint, changes: &mut Changes) -> 
         digest,
         stamp: stamp.clone(),
         image_size: search.options.image_size,
-        precision: format!("{:?}", search.options.precision).to_lowercase(),
+        precision: search.options.precision.to_string(),
     };
     let digest = || -> Result<String> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);

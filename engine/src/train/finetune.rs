@@ -20,6 +20,7 @@ use super::schedule::Schedule;
 use crate::data::{self, Dataset};
 use crate::image::{RandAugment, Training};
 use crate::report::run_files::{RunResult, SAMPLE_IMAGES, SAMPLES, Status};
+use crate::report::terminal::count;
 use crate::runner::Runner;
 use crate::tasks::{self, Evaluation, Sizes, Task, TrainData, Transform};
 use crate::text::Tokenizer;
@@ -534,19 +535,19 @@ impl Run<'_> {
             parts => format!(" in {parts} parts"),
         };
         lines.push(format!(
-            "{}: {:.1} M parameters on {device}; {} examples of {}, {} updates of {}{parts}",
+            "{}: {:.1} M parameters on {device}; {} of {}, {} with batches of {}{parts}",
             self.setup.task,
             trainer.parameters() as f64 / 1e6,
-            self.data.train.len(),
+            count(self.data.train.len(), "example", "examples"),
             self.data.train.name(),
-            self.steps,
+            count(self.steps, "update", "updates"),
             config.batch_size
         ));
         if self.setup.task == Task::Irtr && config.accumulate > 1 {
             lines.push(format!("each pair is contrasted with the {} others of its part", config.part_size() - 1));
         }
         if state.step > 0 {
-            lines.push(format!("resumed after {} updates", state.step));
+            lines.push(format!("resumed after {}", count(state.step, "update", "updates")));
         }
         lines
     }

@@ -11,6 +11,7 @@ use crate::report::metrics_log::{self, Line, METRICS, MetricsLog};
 use crate::report::progress::{Progress, Update};
 use crate::report::run_files::{Best, RESULT, RunResult, Status};
 use crate::report::tensorboard::TensorBoard;
+use crate::report::terminal::count;
 
 /// The folder of TensorBoard's files.
 pub const TENSORBOARD: &str = "tensorboard";
@@ -164,7 +165,7 @@ impl Watch for Recorder {
             shown.push(format!("{name} {:.2}%", 100.0 * value));
         }
         let mark = if best { "  (best so far)" } else { "" };
-        self.progress.say(&format!("after {step} updates: {}{mark}", shown.join(", ")));
+        self.progress.say(&format!("after {}: {}{mark}", count(step, "update", "updates"), shown.join(", ")));
         self.append(&line)
     }
 

@@ -21,8 +21,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use formats::show_path;
 use formats::write::{sync_folder, write_file_durably};
+use formats::{shell_path, show_path};
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
@@ -133,8 +133,9 @@ impl RunDir {
             _ if force => Ok(run),
             None => Ok(run),
             Some(name) if [CONFIG, CHECKPOINTS, ASIDE].contains(&&*name) => bail!(
-                "{shown}: this folder already holds a run: --resume {shown} continues it, --force replaces it, or choose \
-                 another folder"
+                "{shown}: this folder already holds a run: --resume {} continues it, --force replaces it, or choose \
+                 another folder",
+                shell_path(path)
             ),
             Some(name) => bail!(
                 "{shown}: {name} in this folder has the name of a run's file: --force replaces it, or choose another folder"
@@ -358,6 +359,22 @@ impl RunDir {
         names.retain(|name| order(name).is_some());
         names.sort_by_key(|name| order(name));
         Ok(names)
+    }
+}
+
+/// Whether a process trains in the run of this folder; `None` where the file system can't tell. A process on another
+/// machine isn't seen where the file system is not shared.
+pub fn is_training(folder: &Path) -> Option<bool> {
+    let file = match File::open(folder.join(LOCK)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Some(false),
+        Err(_) => return None,
+    };
+    // The lock that is taken here is given back at once, with the file.
+    match file.try_lock_shared() {
+        Ok(()) => Some(false),
+        Err(TryLockError::WouldBlock) => Some(true),
+        Err(TryLockError::Error(_)) => None,
     }
 }
 

@@ -26,13 +26,13 @@ fn download(folder: &blackbox::Folder) {
 fn a_data_set_is_built_looked_into_and_trained_on() {
     let folder = folder();
     download(&folder);
-    let said = engine(&folder, "--quiet data build easy-vqa easy -o arrows").done();
+    let said = engine(&folder, "data build easy-vqa easy -o arrows").done();
     for line in ["images of train: 22 matched", "images of val: 2 matched", "images of test: 6 matched"] {
         assert!(said.contains(line), "{said}");
     }
     // What is there already is kept.
     let before = folder.read("arrows/easy_vqa_train.arrow");
-    let said = engine(&folder, "--quiet data build easy-vqa easy -o arrows").done();
+    let said = engine(&folder, "data build easy-vqa easy -o arrows").done();
     assert!(said.contains("was there") && !said.contains(" built"), "{said}");
     assert_eq!(folder.read("arrows/easy_vqa_train.arrow"), before);
 

@@ -54,7 +54,7 @@ fn broken_pictures_are_named_and_left_out_until_there_are_too_many() {
     std::fs::remove_file(folder.path("out.safetensors")).unwrap();
     folder.write("p/empty.png", "");
     let said = folder.engine_refuses(&words);
-    assert!(said.starts_with("2 of 121 images can't be read, more than 1 %, such as p/"), "{said}");
+    assert!(said.starts_with("2 of 121 images can't be read, which is more than 1 %; the first is p/"), "{said}");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn what_cannot_be_embedded_is_refused() {
         (vec!["embed", "ms.ckpt", "--images", "nothing"], "nothing: cannot read: no such file or directory"),
         (vec!["embed", "ms.ckpt", "--images", "p.png"], "p.png: not a JPEG, PNG, WebP, GIF or BMP image"),
         (vec!["embed", "ms.ckpt", "--texts", "none.txt"], "none.txt: it has no text"),
-        (vec!["embed", "ms.ckpt", "--texts", "latin.txt"], "latin.txt: line 1 is no UTF-8 text"),
+        (vec!["embed", "ms.ckpt", "--texts", "latin.txt"], "latin.txt: line 1 is not UTF-8 text"),
         (vec!["embed", "small.ckpt", "--texts", "texts.txt"], "is beyond the model's vocabulary of 64"),
         (vec!["embed", "ms.ckpt", "--images", "a.png", "--image-size", "50"], "no multiple of the patch size 16"),
     ] {
@@ -91,6 +91,6 @@ fn long_texts_are_cut_and_counted() {
     let folder = folder();
     folder.write("texts.txt", format!("a dog\n{}\n", "a dog on a beach ".repeat(2000)));
     let (_, notes) = folder.engine(&["embed", "ms.ckpt", "--texts", "texts.txt", "-o", "out.safetensors"]).noted();
-    assert_eq!(notes, ["1 of 2 texts are longer than 12 tokens and are cut"]);
+    assert_eq!(notes, ["1 of 2 texts was longer than 12 tokens and cut"]);
     assert_eq!(folder.tensors("out.safetensors")["texts"].shape, [2, 24]);
 }

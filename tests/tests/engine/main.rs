@@ -6,6 +6,7 @@ mod device;
 mod embed;
 mod finetune;
 mod grams;
+mod help;
 mod init;
 mod inputs;
 mod models;

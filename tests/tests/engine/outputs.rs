@@ -46,7 +46,7 @@ fn a_report_is_none_of_the_runs_files() {
     let folder = folder();
     engine(&folder, "--quiet finetune --steps 2 -o run").done();
     for file in ["run/last.safetensors", "run/metrics.jsonl", "run/config.toml"] {
-        spares(&folder, file, "this file is of the run itself", &format!("report run -o {file} --force"));
+        spares(&folder, file, "this file belongs to the run itself", &format!("report run -o {file} --force"));
     }
     engine(&folder, "report run -o run/report.html").done();
     // A run can't be what replaces it starts from.

@@ -71,7 +71,7 @@ fn only_what_changed_is_read_again() {
     draw(&folder, "p/3.png", 1000);
     std::fs::remove_file(folder.path("p/0.png")).unwrap();
     let (third, notes) = search(&folder, &[]);
-    assert_eq!(notes, ["2 images read, 1 that are gone forgotten; the index has 6"]);
+    assert_eq!(notes, ["2 images read, 1 removed that no longer exist; the index has 6"]);
     let mut found = paths(&third);
     found.sort_unstable();
     assert_eq!(found, ["p/1.png", "p/2.png", "p/3.png", "p/4.png", "p/5.png", "p/below/new.png"]);
@@ -91,7 +91,7 @@ fn another_checkpoint_needs_another_index() {
     write(&folder, "ms.ckpt", &other);
     let (report, notes) = search(&folder, &[]);
     assert_eq!(read_now(&report), 4);
-    assert!(notes[0].ends_with("the index was made anew: it was made with another checkpoint"), "{notes:?}");
+    assert!(notes[0].ends_with("the index was rebuilt: it was made with another checkpoint"), "{notes:?}");
     // The same contents at another time are the same checkpoint.
     folder.write("ms.ckpt", folder.read("ms.ckpt"));
     let (report, notes) = search(&folder, &[]);
@@ -111,7 +111,7 @@ fn a_damaged_index_is_made_anew() {
     for damaged in [&b""[..], b"not an index", &good[..good.len() - 5], &good[..40]] {
         folder.write(INDEX, damaged);
         let (report, notes) = search(&folder, &[]);
-        assert!(notes[0].contains("the index was made anew: it is damaged ("), "{notes:?}");
+        assert!(notes[0].contains("the index was rebuilt: it is damaged ("), "{notes:?}");
         assert_eq!((read_now(&report), &report["results"]), (3, &first["results"]));
         assert_eq!(folder.read(INDEX), good);
     }
