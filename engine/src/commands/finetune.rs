@@ -130,7 +130,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     match finished {
         Ok(finished) if args.json.json => Ok(Report::done(format!("{:#}\n", serde_json::to_value(&finished.result)?))),
-        Ok(finished) => Ok(Report::done(summary(&finished))),
+        Ok(finished) => Ok(context.summary(summary(&finished))),
         Err(e) => match e.downcast_ref() {
             Some(Error::Usage(reason)) => usage(reason),
             _ => Err(e),
