@@ -130,11 +130,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     match finished {
         Ok(finished) => {
-            let stdout = match args.json.json {
-                true => format!("{:#}\n", serde_json::to_value(&finished.result)?),
-                false => summary(&finished),
+            let success = matches!(finished.outcome, Outcome::Finished(_));
+            let report = match args.json.json {
+                true => Report::done(format!("{:#}\n", serde_json::to_value(&finished.result)?)),
+                false => context.summary(summary(&finished)),
             };
-            Ok(Report { stdout, success: matches!(finished.outcome, Outcome::Finished(_)) })
+            Ok(Report { success, ..report })
         }
         Err(e) => match e.downcast_ref() {
             Some(Error::Usage(reason)) => usage(reason),

@@ -11,8 +11,8 @@ use crate::{engine, failed};
 fn regmean_needs_nothing_but_the_gram_file() {
     let folder = folder();
     for (task, matrices) in [("irtr", 32), ("vqa", 28), ("nlvr2", 28)] {
-        let line = format!("--quiet grams ms.ckpt --task {task} --samples 48 --device cpu -o {task}.safetensors");
-        let said = engine(&folder, &line).done();
+        let line = format!("grams ms.ckpt --task {task} --samples 48 --device cpu -o {task}.safetensors");
+        let (said, _) = engine(&folder, &line).noted();
         let wanted =
             format!("{matrices} gram matrices of 48 examples (toy train, {task}) written to {task}.safetensors");
         assert!(said.starts_with(&wanted), "{said}");
@@ -38,9 +38,9 @@ fn so_many_examples_as_asked_for() {
     let folder = folder();
     for (samples, batch) in [(20, 16), (7, 16), (9, 2)] {
         let line = format!(
-            "--quiet grams ms.ckpt --task vqa --samples {samples} --batch-size {batch} --device cpu -o g.safetensors --force"
+            "grams ms.ckpt --task vqa --samples {samples} --batch-size {batch} --device cpu -o g.safetensors --force"
         );
-        let said = engine(&folder, &line).done();
+        let (said, _) = engine(&folder, &line).noted();
         assert!(said.contains(&format!(" of {samples} examples ")), "{said}");
     }
     let rows: String = (0..5)
@@ -48,7 +48,7 @@ fn so_many_examples_as_asked_for() {
         .collect();
     (0..5).for_each(|i| draw(&folder, &format!("set/p/{i}.png"), i));
     folder.write("set/train.jsonl", rows);
-    let said = engine(&folder, "--quiet grams ms.ckpt --task vqa --data set --batch-size 4 -o all.safetensors").done();
+    let (said, _) = engine(&folder, "grams ms.ckpt --task vqa --data set --batch-size 4 -o all.safetensors").noted();
     assert!(said.contains(" of 5 examples "), "{said}");
 }
 
@@ -75,8 +75,8 @@ fn a_probe_equals_the_python_code() {
     ];
     let folder = Folder::with_golden(&files);
     let [model, heads, batch, expected] = files;
-    let line = format!("--quiet probe {model} --heads {heads} --batch {batch} --device cpu -o out.safetensors");
-    let said = engine(&folder, &line).done();
+    let line = format!("probe {model} --heads {heads} --batch {batch} --device cpu -o out.safetensors");
+    let (said, _) = engine(&folder, &line).noted();
     assert!(said.contains("written to out.safetensors, computed on cpu") && said.contains("loss.irtr"), "{said}");
     let (found, wanted) = (folder.tensors("out.safetensors"), folder.tensors(expected));
     let mut compared = 0;

@@ -194,3 +194,18 @@ fn tables_fit_80_columns() {
         }
     }
 }
+
+#[test]
+fn a_path_with_a_blank_is_quoted_in_commands_to_paste() {
+    let folder = folder();
+    let words = ["finetune", "--steps", "1", "--device", "cpu", "--set", "samples=0", "-o", "my run"];
+    let ran = folder.engine(&words);
+    assert!(ran.stdout.contains("1 update done\n"), "{ran:#?}");
+    assert!(ran.stdout.contains("engine report 'my run' -o report.html\n"), "{ran:#?}");
+    let again = folder.engine(&words).failed();
+    assert!(again.contains("--resume 'my run' continues it"), "{again}");
+    let words = ["grams", "ms.ckpt", "--task", "irtr", "--samples", "1", "--device", "cpu", "-o", "my g.safetensors"];
+    let (said, _) = folder.engine(&words).noted();
+    assert!(said.starts_with("32 gram matrices of 1 example (toy train, irtr) written to my g.safetensors"), "{said}");
+    assert!(said.contains("vlmerge regmean --grams 'my g.safetensors' -o merged.safetensors\n"), "{said}");
+}
