@@ -255,8 +255,7 @@ pub fn write(recipe: &Recipe) -> String {
 
 /// The steps that a file came about by, the newest first, as comments alone: a file that [`read`] refuses.
 pub fn write_history(chain: &[Recipe]) -> String {
-    let mut out =
-        "# This file can't be made again by a recipe. How it came about, the newest step first:\n".to_string();
+    let mut out = "# No recipe makes this file again. How it came about, the newest step first:\n".to_string();
     for step in chain {
         let verb = if step.is_training() { "Trained" } else { "Made" };
         out.push_str(&format!("#\n# {verb} by {}\n", comment(&step.tool_and_version())));

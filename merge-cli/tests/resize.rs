@@ -155,7 +155,7 @@ fn a_merged_model_keeps_its_recipe() {
     folder.ok(&["interpolate", "ms.pth", "--ratio", "0.25", "-o", "merged.safetensors"]);
     let said = folder.ok(&["resize", "merged.safetensors", "--image-size", "48", "-o", "resized.safetensors"]);
     assert!(
-        said.contains("beit3.encoder.embed_positions.A.weight: 2 × 2 patches → 3 × 3, [7, 16] → [12, 16]"),
+        said.contains("beit3.encoder.embed_positions.A.weight:\n    2 × 2 patches → 3 × 3, [7, 16] → [12, 16]"),
         "{said}"
     );
     let recipe = &folder.json(&["inspect", "resized.safetensors"])["recipe"];
