@@ -23,6 +23,10 @@ fn the_demo_shows_every_command_and_leaves_its_files_if_asked() {
     }
     assert!(printed.lines().count() < 170, "{printed}");
     assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+    let own = printed.lines().filter(|line| line.starts_with(['$', '#']) || line.starts_with("      "));
+    for line in own {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
     let training = printed.lines().filter(|line| line.starts_with("3/3 ") || line.starts_with("after 3 updates: "));
     assert_eq!(training.count(), 2, "the progress of the training: {printed}");
     for part in ["equal: ", "different: ", "made by vlmerge", "Done in "] {
