@@ -98,6 +98,10 @@ pub struct VqaArgs {
 Example:
   engine predict nlvr2 nlvr2.safetensors --left a.png --right b.png \\
       --text \"both images show a dog\"")]
+// clap doesn't wrap this line.
+#[command(override_usage = "\
+engine predict nlvr2 [OPTIONS] --left <FILE> --right <FILE>
+                            --text <TEXT> <CHECKPOINT>")]
 pub struct Nlvr2Args {
     /// The checkpoint, with a head for nlvr2.
     pub checkpoint: PathBuf,

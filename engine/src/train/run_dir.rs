@@ -248,7 +248,8 @@ impl RunDir {
     /// Writes `config.toml`.
     pub fn save_config(&self, config: &Config) -> Result<()> {
         let text = config.to_toml().map_err(|reason| anyhow::anyhow!("{}: {reason}", show_path(&self.path(CONFIG))))?;
-        let header = "# As resolved for this run. `engine finetune --config` on this file repeats it.\n\n";
+        let header =
+            "# The resolved configuration of this run. `engine finetune --config` on this file repeats it.\n\n";
         Ok(write_file_durably(&self.path(CONFIG), format!("{header}{text}").as_bytes())?)
     }
 

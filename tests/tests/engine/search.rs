@@ -160,7 +160,7 @@ fn broken_pictures_are_known_and_not_tried_again() {
     folder.write("p/broken.png", &folder.read("p/0.png")[..60]);
     let (first, notes) = search(&folder, &[]);
     assert_eq!((read_now(&first), first["index"]["images"].as_u64()), (4, Some(3)));
-    assert!(notes[1].starts_with("can't be read: broken.png: broken PNG image"), "{notes:?}");
+    assert!(notes[1].starts_with("cannot read broken.png: broken PNG image"), "{notes:?}");
     let (second, notes) = search(&folder, &[]);
     assert_eq!((read_now(&second), notes.len()), (0, 1));
     assert_eq!(second["index"]["unreadable"][0]["path"], "p/broken.png");
