@@ -26,7 +26,7 @@ const LABELS: &str = "engine.labels.";
 /// step, metrics, and its configuration as TOML. `None` for a file that says nothing of this.
 pub fn history(metadata: &BTreeMap<String, String>) -> Option<Value> {
     let recipe = metadata.get(RECIPE_KEY).and_then(|text| serde_json::from_str::<Value>(text).ok());
-    if !metadata.contains_key(STEP) && !metadata.contains_key(RUN) {
+    if !is_trained(metadata) {
         return recipe;
     }
     let mut parameters = Map::new();
@@ -55,6 +55,11 @@ pub fn history(metadata: &BTreeMap<String, String>) -> Option<Value> {
     }))
 }
 
+/// Whether a training ended in the file.
+fn is_trained(metadata: &BTreeMap<String, String>) -> bool {
+    metadata.contains_key(STEP) || metadata.contains_key(RUN)
+}
+
 /// Whether a metadata key tells of a training run that ended in this file, so that it isn't true of a file that is made
 /// from this one. The task and the names of a head's labels stay true.
 pub fn is_training(key: &str) -> bool {
@@ -64,7 +69,9 @@ pub fn is_training(key: &str) -> bool {
 /// What a file's metadata becomes in the files of a training that starts from it: a training that it came from itself
 /// is now a step of its recipe.
 pub fn for_training(mut metadata: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    if let Some(history) = history(&metadata) {
+    if is_trained(&metadata)
+        && let Some(history) = history(&metadata)
+    {
         metadata.insert(RECIPE_KEY.into(), history.to_string());
     }
     metadata.retain(|key, _| !is_training(key));

@@ -176,12 +176,14 @@ pub fn cut(text: &str, width: usize) -> String {
     }
 }
 
-/// Wraps words to `width` columns, lines after the first indented by `indent`. A word longer than a line is cut.
+/// Wraps words to `width` columns, lines after the first indented by `indent`. A name longer than a line goes on in the
+/// next after one of its dots, and what is longer still is cut.
 pub fn wrap(words: impl IntoIterator<Item = String>, indent: usize, width: usize) -> String {
     let mut out = String::new();
     let mut column = indent;
-    for word in words {
-        let word = cut(&word, width.saturating_sub(indent).max(1));
+    let room = width.saturating_sub(indent).max(1);
+    for word in words.into_iter().flat_map(|word| at_dots(&word, room)) {
+        let word = cut(&word, room);
         let length = word.chars().count();
         if column > indent {
             if column + 1 + length > width {
@@ -197,6 +199,20 @@ pub fn wrap(words: impl IntoIterator<Item = String>, indent: usize, width: usize
         column += length;
     }
     out
+}
+
+/// A word in pieces of at most `room` columns, as far as its dots allow: each as long as it can be.
+fn at_dots(word: &str, room: usize) -> Vec<String> {
+    let mut pieces = vec![String::new()];
+    for part in word.split_inclusive('.') {
+        let last =
+            pieces.last_mut().filter(|last| last.is_empty() || last.chars().count() + part.chars().count() <= room);
+        match last {
+            Some(last) => last.push_str(part),
+            None => pieces.push(part.to_owned()),
+        }
+    }
+    pieces
 }
 
 #[cfg(test)]
@@ -252,5 +268,12 @@ mod tests {
         assert_eq!(cut("äbcde", 4), "äbc…");
         assert_eq!(cut("", 4), "");
         assert_eq!(wrap(["a".into(), "b".repeat(20)], 2, 10), "a\n  bbbbbbb…");
+    }
+
+    #[test]
+    fn long_names_break_at_their_dots() {
+        let names = ["is".to_string(), "aaa.bbb.ccc.d".into(), "x".into()];
+        assert_eq!(wrap(names, 2, 10), "is\n  aaa.bbb.\n  ccc.d x");
+        assert_eq!(wrap(["aaa.bbb".into()], 2, 10), "aaa.bbb");
     }
 }

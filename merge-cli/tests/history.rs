@@ -55,8 +55,7 @@ fn a_trained_file_has_no_recipe_to_run_again() {
         let output = folder.run(&["recipe", file]);
         assert_eq!(output.status.code(), Some(1));
         let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-        let expected =
-            format!("vlmerge: {file}: it was trained, so no recipe makes it again: its history is printed\n");
+        let expected = format!("vlmerge: {file}: it was trained, which no recipe repeats: its history is printed\n");
         assert_eq!(stderr, expected);
         assert!(stdout.lines().all(|line| line.starts_with('#')), "{stdout}");
         let at = |part: &str| stdout.find(part).unwrap_or_else(|| panic!("{part}: {stdout}"));
@@ -78,7 +77,7 @@ fn what_only_comes_from_a_merge_is_not_presented_as_one() {
     let output = folder.run(&["recipe", "half.safetensors"]);
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("it was made by 'vlmerge convert', so no recipe makes it again"), "{stderr}");
+    assert!(stderr.contains("it was last changed by 'vlmerge convert', which no recipe repeats"), "{stderr}");
     // Another container is the same result.
     folder.ok(&["convert", "merged.safetensors", "-o", "merged.ckpt"]);
     assert!(folder.ok(&["recipe", "merged.ckpt"]).contains("\nmethod = \"interpolate\"\n"));

@@ -44,8 +44,6 @@ pub struct Args {
     #[arg(long, value_name = "LAYER", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub vl_start: Option<u32>,
     #[command(flatten)]
-    pub beit: BeitArgs,
-    #[command(flatten)]
     pub output: OutputArgs,
     #[command(flatten)]
     pub root: RootArg,
@@ -53,6 +51,8 @@ pub struct Args {
     pub layout: LayoutArg,
     #[command(flatten)]
     pub json: JsonArg,
+    #[command(flatten)]
+    pub beit: BeitArgs,
 }
 
 #[derive(Debug, clap::Args)]

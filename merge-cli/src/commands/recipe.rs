@@ -46,8 +46,8 @@ pub fn run(args: &Args) -> Result<Report> {
     };
     let what = match maker.is_training() {
         true => "trained".to_owned(),
-        false => format!("made by 'vlmerge {}'", show_name(&maker.method)),
+        false => format!("last changed by 'vlmerge {}'", show_name(&maker.method)),
     };
-    say(format_args!("{}: it was {what}, so no recipe makes it again: its history is printed", show_path(&args.file)));
+    say(format_args!("{}: it was {what}, which no recipe repeats: its history is printed", show_path(&args.file)));
     Ok(Report { stdout, success: false })
 }
