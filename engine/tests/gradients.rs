@@ -100,6 +100,7 @@ fn derivatives_along_directions() {
             let (weights, gradients, norm) = gradients(&mut *trainer, &batch, folder.path());
             let squares = gradients.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
             assert!((squares.sqrt() / norm - 1.0).abs() < 1e-4, "{variant}, {task}: the norm is that of the gradients");
+            let mut compared = 0;
             // Along the gradient, and along each kind of parameter's own share of it.
             for part in ["", "qkv.weight", "proj", "fc1", "fc2", "norm", "bias", "table", "gamma", "embed", "token"] {
                 let inside = |weight: &HostTensor| if weight.name.contains(part) { 1.0 } else { 0.0 };
@@ -107,9 +108,13 @@ fn derivatives_along_directions() {
                     .map(|(weight, gradient)| gradient.iter().map(|&g| f64::from(g) * inside(weight)).collect())
                     .collect();
                 let length = direction.iter().flatten().map(|d| d * d).sum::<f64>().sqrt();
+                assert!(length.is_finite() && length > 0.0, "{variant}, {task}, '{part}': its gradient is {length}");
+                // f32 doesn't show the slope along a part whose gradient is this small.
                 if length < 1e-3 * norm {
+                    println!("{variant}, {task}: '{part}' is too small a part of the gradient: {:.1e}", length / norm);
                     continue;
                 }
+                compared += 1;
                 // Small enough for the slope not to change, large enough for f32 to show it.
                 let step = (1e-3 / length).min(4e-3);
                 let loss = |sign: f64| {
@@ -126,6 +131,7 @@ fn derivatives_along_directions() {
                 let off = (found - length).abs() / length;
                 assert!(off < 0.02, "{variant}, {task}, '{part}': slope {found}, gradient {length}");
             }
+            assert!(compared >= 9, "{variant}, {task}: {compared} of 11 directions were compared");
         }
     }
 }
