@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::files::unmarked;
 use super::{Error, Result};
 use crate::metrics::vqa::soft_score;
 
@@ -30,7 +31,8 @@ pub fn scores<'a>(answers: impl IntoIterator<Item = &'a str>) -> Vec<(&'a str, f
 /// It can't be read, is something else, or its numbers have gaps.
 pub fn read(path: &Path) -> Result<Vec<String>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("no JSON: {e}")))?;
+    let value: Value =
+        serde_json::from_slice(unmarked(&bytes)).map_err(|e| Error::file(path, format!("no JSON: {e}")))?;
     parse(value).map_err(|reason| Error::file(path, reason))
 }
 
@@ -86,6 +88,14 @@ mod tests {
         assert_eq!(scores(["yes"]), [("yes", 1.0)]);
         assert_eq!(scores(["a", "b", "a", "b", "c"]), [("a", 1.0), ("b", 1.0), ("c", 0.6)]);
         assert_eq!(scores([]), []);
+    }
+
+    #[test]
+    fn a_byte_order_mark_costs_no_label() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("answers.json");
+        std::fs::write(&path, "\u{feff}[\"yes\", \"no\"]").unwrap();
+        assert_eq!(read(&path).unwrap(), ["yes", "no"]);
     }
 
     #[test]
