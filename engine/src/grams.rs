@@ -16,7 +16,8 @@ use crate::model::transformer::Site;
 
 /// Sums over everything added so far, in f64.
 pub struct Grams {
-    layout: &'static Layout,
+    /// Names the matrices; `None` where all modalities share the weights.
+    layout: Option<&'static Layout>,
     matrices: IndexMap<String, Gram>,
     tokens: BTreeMap<Modality, u64>,
     /// The first layer whose input isn't finite.
@@ -33,18 +34,23 @@ struct Gram {
 const BLOCK: usize = 96;
 
 impl Grams {
-    /// `layout` names the matrices.
+    /// Of the linear layers with experts, others are passed over; `layout` names the matrices.
     pub fn new(layout: &'static Layout) -> Grams {
+        Grams::named_by(Some(layout))
+    }
+
+    /// Of linear layers that all modalities share. The matrices are named as in PyTorch, without a modality:
+    /// `transformer.blocks.3.attn` (the input of qkv), `.attn.proj`, `.mlp.fc1`, `.mlp.fc2`.
+    pub fn of_shared_weights() -> Grams {
+        Grams::named_by(None)
+    }
+
+    fn named_by(layout: Option<&'static Layout>) -> Grams {
         Grams { layout, matrices: IndexMap::new(), tokens: BTreeMap::new(), not_finite: None }
     }
 
     /// Adds the inputs that one linear layer saw.
     pub fn add(&mut self, seen: &Seen) {
-        let modality = match seen.expert {
-            Expert::V => Modality::Vision,
-            Expert::L => Modality::Language,
-            Expert::Vl => Modality::VisionLanguage,
-        };
         let linear = match seen.site {
             Site::Qkv => "attn.qkv",
             Site::Proj => "attn.proj",
@@ -52,7 +58,15 @@ impl Grams {
             Site::Fc2 => "mlp.fc2",
         };
         let slot = format!("transformer.blocks.{}.{linear}.weight", seen.layer);
-        let Some(name) = self.layout.gram_name(&slot, modality) else { return };
+        let name = match (self.layout, seen.expert) {
+            (Some(layout), Some(expert)) => layout.gram_name(&slot, modality(expert)),
+            (None, None) => {
+                let module = slot.trim_end_matches(".weight");
+                Some(module.trim_end_matches(".qkv").to_owned())
+            }
+            _ => None,
+        };
+        let Some(name) = name else { return };
         if self.not_finite.is_none() && !seen.values.iter().all(|value| value.is_finite()) {
             self.not_finite = Some(slot);
         }
@@ -113,6 +127,14 @@ impl Grams {
     }
 }
 
+fn modality(expert: Expert) -> Modality {
+    match expert {
+        Expert::V => Modality::Vision,
+        Expert::L => Modality::Language,
+        Expert::Vl => Modality::VisionLanguage,
+    }
+}
+
 impl Gram {
     fn zeros(width: usize) -> Gram {
         Gram { width, values: vec![0.0; width * width] }
@@ -170,7 +192,7 @@ mod tests {
     use super::*;
 
     fn seen(values: Vec<f32>, width: usize) -> Seen {
-        Seen { layer: 2, expert: Expert::V, site: Site::Proj, width, values }
+        Seen { layer: 2, expert: Some(Expert::V), site: Site::Proj, width, values }
     }
 
     #[test]
@@ -182,6 +204,21 @@ mod tests {
         grams.add(&seen(vec![1.0, -1.0], 2));
         let found: Vec<_> = grams.matrices().collect();
         assert_eq!(found, [("transformer.blocks.2.attn.v.proj", 2, vec![11.0, 13.0, 13.0, 21.0])]);
+    }
+
+    #[test]
+    fn shared_weights_have_names_without_a_modality() {
+        let mut grams = Grams::of_shared_weights();
+        for site in [Site::Qkv, Site::Proj, Site::Fc1, Site::Fc2] {
+            grams.add(&Seen { expert: None, site, ..seen(vec![1.0, 2.0], 2) });
+        }
+        let names: Vec<&str> = grams.matrices().map(|(name, ..)| name).collect();
+        let expected = ["attn", "attn.proj", "mlp.fc1", "mlp.fc2"].map(|name| format!("transformer.blocks.2.{name}"));
+        assert_eq!(names, expected);
+        // Beside experts, what is shared isn't merged, and needs none.
+        let mut grams = Grams::new(Layout::by_name("vl-merging").expect("a built-in layout"));
+        grams.add(&Seen { expert: None, ..seen(vec![1.0, 2.0], 2) });
+        assert!(grams.is_empty());
     }
 
     #[test]

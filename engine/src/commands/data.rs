@@ -58,7 +58,8 @@ Examples:
   engine data inspect photos/train.jsonl --json
   engine data inspect toy")]
 pub struct InspectArgs {
-    /// A folder of Arrow or JSONL files, one such file, easy-VQA's wheel, or toy for the built-in data set.
+    /// A folder of Arrow or JSONL files or of one folder of images for each class, a single Arrow or JSONL file, easy-VQA's
+    /// wheel, or toy for the built-in data set.
     pub path: PathBuf,
     /// Decode every image.
     #[arg(long)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use engine::batch::{Images, Matrix, Texts};
-use engine::data::{self, Dataset};
+use engine::data::{self, Dataset, Numbering, Opening, Outside};
 use engine::eval::{JsonLines, Outcome};
 use engine::model::open::{Opened, open_runner};
 use engine::predict::read_labels;
@@ -36,23 +36,28 @@ Examples:
       --details details.jsonl --force
 
 Retrieval ranks every image for each text and every text for each image. A split without public answers has no score; \
---submission writes the file that EvalAI takes.")]
+--submission writes the file that EvalAI takes. A head whose labels the checkpoint doesn't name is compared with the data set's numbered labels.")]
 pub struct Args {
     /// The checkpoint, fine-tuned for the task.
     pub checkpoint: PathBuf,
     /// What it was trained for: irtr, vqa, nlvr2 or img_cls [default: what the checkpoint says].
     #[arg(long, value_name = "T")]
     pub task: Option<Task>,
-    /// The data set: a folder of Arrow files or of images beside JSONL files, easy-VQA's wheel, or toy.
+    /// The data set: a folder of Arrow files, of images beside JSONL files or of one folder of images for each class; a
+    /// single Arrow or JSONL file; easy-VQA's wheel; or toy.
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Splits, each evaluated by itself [default: test for irtr, val and test for nlvr2, val for the others].
+    /// Splits, each evaluated by itself [default: test for irtr, val and test for nlvr2, val for the others; of a single
+    /// file the one that its name says].
     #[arg(long, value_name = "SPLIT")]
     pub split: Vec<String>,
     /// The names of the head's labels, where the checkpoint doesn't have them: one per line, a JSON array, or an object of
     /// names and numbers; - for standard input.
     #[arg(long, value_name = "FILE")]
     pub answers: Option<PathBuf>,
+    /// The share of the rows that may be broken, 0 to 1; they are skipped and named.
+    #[arg(long, value_name = "SHARE", default_value_t = data::MAX_BROKEN, value_parser = super::share)]
+    pub max_broken: f64,
     /// Evaluate on at most this many examples.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub limit: Option<usize>,
@@ -100,13 +105,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     if args.submission.is_some() && (task != Task::Vqa || args.split.len() != 1) {
         return usage("--submission is for --task vqa and one --split");
     }
-    let splits: Vec<&str> = match args.split.is_empty() {
-        true => match task {
+    let own = data::own_split(&args.data);
+    let splits: Vec<&str> = match (args.split.is_empty(), &own) {
+        (true, Some(own)) => vec![own.as_str()],
+        (true, None) => match task {
             Task::Irtr => vec!["test"],
             Task::Nlvr2 => vec!["val", "test"],
             Task::Vqa | Task::ImgCls => vec!["val"],
         },
-        false => args.split.iter().map(String::as_str).collect(),
+        (false, _) => args.split.iter().map(String::as_str).collect(),
     };
     if runner.labels(task.name()).is_none() {
         bail!(
@@ -118,9 +125,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let splits: indexmap::IndexSet<&str> = splits.into_iter().collect();
     let tokenizer = Arc::new(Tokenizer::bert());
     let mut details = details_to.as_ref().map(|target| JsonLines::create(target.path())).transpose()?;
-    let mut outcomes: IndexMap<&str, (String, Outcome)> = IndexMap::new();
+    let mut outcomes: IndexMap<&str, Evaluated> = IndexMap::new();
     for split in splits {
-        let set = open_split(args, task, split, &runner, &opened)?;
+        let set = open_split(args, task, split, &runner, &opened, context)?;
+        context.tell_broken_rows(set.as_ref());
         let name = set.name().to_owned();
         let labels = set.labels().to_vec().into();
         let workers = args.workers.unwrap_or(0);
@@ -146,16 +154,21 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             formats::write::write_file(target.path(), &serde_json::to_vec(&answers)?)?;
         }
         context.skipped(set.as_ref());
-        outcomes.insert(split, (name, outcome));
+        outcomes.insert(split, Evaluated { name, outcome, outside: set.outside() });
     }
     if let Some(lines) = details {
         lines.finish()?;
     }
     if args.json.json {
-        let splits = outcomes.iter().map(|(split, (name, outcome))| {
+        let splits = outcomes.iter().map(|(split, Evaluated { name, outcome, outside })| {
             let mut value = serde_json::to_value(outcome)?;
             if let Value::Object(value) = &mut value {
                 value.shift_insert(0, "data".into(), name.as_str().into());
+                if outside.answers > 0 {
+                    value.insert("true_answers".into(), outside.answers.into());
+                    value.insert("true_answers_outside_labels".into(), outside.outside.into());
+                    value.insert("questions_without_answer_in_labels".into(), outside.unanswerable.into());
+                }
             }
             Ok(((*split).to_owned(), value))
         });
@@ -164,7 +177,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             json!({ "checkpoint": show_path(&args.checkpoint).to_string(), "task": task.name(), "splits": splits });
         return Ok(Report::done(format!("{report:#}\n")));
     }
-    let tables = outcomes.values().map(|(name, outcome)| format!("{name}\n{}", outcome.table()));
+    let tables = outcomes
+        .values()
+        .map(|Evaluated { name, outcome, outside }| format!("{name}\n{}{}", outcome.table(), beyond_labels(outside)));
     let tables = tables.collect::<Vec<_>>().join("\n");
     let mut sent = false;
     for target in details_to.iter().chain(&submission_to) {
@@ -176,6 +191,28 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         return Ok(Report::done(""));
     }
     Ok(Report::done(tables))
+}
+
+/// A split after the model saw it.
+struct Evaluated {
+    name: String,
+    outcome: Outcome,
+    outside: Outside,
+}
+
+/// How many of the true answers the head can't give, whatever it has learned; empty where it can give all.
+fn beyond_labels(outside: &Outside) -> String {
+    let Outside { questions, unanswerable, answers, outside } = *outside;
+    if outside == 0 {
+        return String::new();
+    }
+    let share = |part: usize, of: usize| format!("{:.1} %", 100.0 * part as f64 / of.max(1) as f64);
+    format!(
+        "{} of the true answers ({outside} of {answers}) are none of the head's labels; {} of the questions ({unanswerable} of \
+         {questions}) have no true answer among them.\n",
+        share(outside, answers),
+        share(unanswerable, questions)
+    )
 }
 
 /// A model that moves a bar with every batch.
@@ -240,30 +277,53 @@ fn task(args: &Args, opened: &Opened) -> Result<Task> {
 }
 
 /// A split, its labels those of the head.
-fn open_split(args: &Args, task: Task, split: &str, runner: &dyn Runner, opened: &Opened) -> Result<Arc<dyn Dataset>> {
+fn open_split(
+    args: &Args,
+    task: Task,
+    split: &str,
+    runner: &dyn Runner,
+    opened: &Opened,
+    context: &Context,
+) -> Result<Arc<dyn Dataset>> {
     let named = match &args.answers {
         Some(path) => Some(read_labels(path)?),
         None => head_labels(&opened.metadata, task),
     };
-    let set = data::open_with(&args.data, task, split, named.as_deref())?;
+    let opening = Opening { max_broken: args.max_broken, ..Opening::default() };
+    let set = data::open_as(&args.data, task, split, &opening)?;
+    let head = runner.labels(task.name()).filter(|_| matches!(task, Task::Vqa | Task::ImgCls));
+    let set = match (&named, head) {
+        (Some(named), _) => set.relabelled(named)?,
+        // Numbers mean the same in the head and in the data; the highest ones need not occur in this split.
+        (None, Some(head)) if set.numbering() == Numbering::Data => set.padded(head),
+        (None, _) => set,
+    };
     let set = match args.limit {
         Some(limit) => set.truncated(limit),
         None => set,
     };
-    if matches!(task, Task::Vqa | Task::ImgCls)
-        && let Some(head) = runner.labels(task.name())
-        && head != set.labels().len()
-    {
-        let from = match (&args.answers, named.is_some()) {
-            (Some(path), _) => show_path(path).to_string(),
-            (None, true) => "its own metadata".into(),
-            (None, false) => set.name().to_owned(),
-        };
-        bail!(
-            "{}: its head has {head} labels, and {from} names {}: --answers FILE names them",
-            show_path(&args.checkpoint),
-            set.labels().len()
-        );
+    let (checkpoint, count) = (show_path(&args.checkpoint), set.labels().len());
+    match head {
+        Some(head) if head != count => {
+            let from = match (&args.answers, named.is_some()) {
+                (Some(path), _) => show_path(path).to_string(),
+                (None, true) => "its own metadata".into(),
+                (None, false) => set.name().to_owned(),
+            };
+            bail!("{checkpoint}: its head has {head} labels, and {from} names {count}: --answers FILE names them");
+        }
+        Some(head) if named.is_none() => {
+            let order = match set.numbering() {
+                Numbering::Counted => ", the most frequent first, which may not be the order it was trained with",
+                Numbering::Data | Numbering::Listed => "",
+            };
+            context.note(format_args!(
+                "{checkpoint}: it doesn't name the {head} labels of its head; they are taken to be those of {}{order} \
+                 (--answers FILE names others)",
+                set.name()
+            ));
+        }
+        _ => {}
     }
     Ok(Arc::new(set))
 }

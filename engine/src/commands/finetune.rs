@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use engine::device::{Choice, Precision};
 use engine::tasks::Task;
-use engine::train::config::Config;
+use engine::train::config::{Config, Protocol};
 use engine::train::finetune::{Finished, Sitting, resume, start};
 use engine::train::fit::Outcome;
 use engine::train::interrupt::stop_flag;
@@ -52,9 +52,14 @@ pub struct Args {
     /// What to learn: irtr, vqa, nlvr2 or img_cls.
     #[arg(long, value_name = "T")]
     pub task: Option<Task>,
-    /// The data set: a folder of Arrow files or of images beside JSONL files, easy-VQA's wheel, or toy.
+    /// The data set: a folder of Arrow files, of images beside JSONL files or of one folder of images for each class; a
+    /// single Arrow or JSONL file; easy-VQA's wheel; or toy.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Whose splits to use: paper trains on Flickr30k's train and val and validates on its test, as the Python code does
+    /// [default: train and val of every data set].
+    #[arg(long, value_name = "NAME")]
+    pub protocol: Option<Protocol>,
     /// Resize images to this many pixels a side, and the position tables to match [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<u32>,
@@ -105,6 +110,7 @@ const NEW: &[&str] = &[
     "config",
     "task",
     "data",
+    "protocol",
     "image_size",
     "batch_size",
     "accumulate",
@@ -166,6 +172,7 @@ fn configuration(args: &Args) -> Result<Config, Error> {
         ("data", args.data.as_deref().map(|at| path("data", at)).transpose()?),
         ("task", args.task.map(|task| task.name().into())),
         ("merge", args.merge.as_deref().map(Value::from)),
+        ("protocol", args.protocol.map(|Protocol::Paper| "paper".into())),
         ("image_size", args.image_size.map(integer)),
         ("batch_size", args.batch_size.map(integer)),
         ("accumulate", args.accumulate.map(integer)),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use engine::batch::TrainBatch;
-use engine::data::{self, Dataset};
+use engine::data::{self, Dataset, Opening, Records};
 use engine::grams::Grams;
 use engine::model::open::{Source, open_runner_from};
 use engine::model::{Heads, Want};
@@ -28,25 +28,33 @@ use crate::cli::{JsonArg, ModelArgs, OutputArgs};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  engine grams ms.ckpt --task irtr --data arrows/ --samples 1000 \\
-      -o grams.safetensors
+  engine grams ms.ckpt --task irtr --data arrows/ -o grams.safetensors
+  engine grams ms.ckpt --task irtr --data arrows/ --split train \\
+      --samples 1000 -o grams.safetensors
   engine grams ms.safetensors --task vqa -o grams.safetensors  # on toy data
   vlmerge regmean --grams grams.safetensors -o merged.safetensors
 
-Images are only resized, examples are drawn by --seed. Every token counts, padding too, as in the Python code.")]
+Without --split the matrices are of the data that the Python code validates on: COCO's val, Flickr30k's test,
+VQAv2's rest_val, NLVR2's dev and test1; of other data sets val, or train where there is no val. Images are only
+resized; with --samples, --seed draws the examples. Every token counts, padding too, as in the Python code. A
+modality-agnostic checkpoint gives one matrix for each linear layer, named without a modality.")]
 pub struct Args {
-    /// The modality-specific checkpoint.
+    /// The checkpoint.
     pub checkpoint: PathBuf,
     /// The task whose forward passes are recorded: irtr runs texts and images apart, vqa and nlvr2 together.
     #[arg(long, value_name = "T")]
     pub task: Task,
-    /// The data set: a folder of Arrow files or of images beside JSONL files, easy-VQA's wheel, or toy.
+    /// The data set: a folder of Arrow files, of images beside JSONL files or of one folder of images for each class; a
+    /// single Arrow or JSONL file; easy-VQA's wheel; or toy.
     #[arg(long, value_name = "DIR", default_value = data::TOY)]
     pub data: PathBuf,
-    /// The split of the data set.
-    #[arg(long, value_name = "S", default_value = "train")]
-    pub split: String,
-    /// Examples to run [default: all of the split].
+    /// The split of the data set [default: what the Python code validates on].
+    #[arg(long, value_name = "S")]
+    pub split: Option<String>,
+    /// The share of the rows that may be broken, 0 to 1; they are skipped and named.
+    #[arg(long, value_name = "SHARE", default_value_t = data::MAX_BROKEN, value_parser = super::share)]
+    pub max_broken: f64,
+    /// Run at most this many examples [default: all of the split].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub samples: Option<u64>,
     /// Examples per batch.
@@ -78,16 +86,22 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         context.note(note);
     }
     let a = &opened.architecture;
-    if !a.attention_experts && !a.mlp_experts {
-        let path = show_path(&args.checkpoint);
-        bail!("{path}: it has no experts in linear layers: RegMean has nothing to merge");
-    }
-    let layout = opened.layout.context("a checkpoint's layout")?;
-    let set: Arc<dyn Dataset> = Arc::new(data::open(&args.data, args.task, &args.split)?);
+    let mut grams = match a.attention_experts || a.mlp_experts {
+        true => Grams::new(opened.layout.context("a checkpoint's layout")?),
+        false => Grams::of_shared_weights(),
+    };
+    let (records, why) = open_split(args)?;
+    let set: Arc<dyn Dataset> = Arc::new(records);
+    context.tell_broken_rows(set.as_ref());
     let count = args.samples.unwrap_or(set.len() as u64).min(set.len() as u64);
     if let Some(wanted) = args.samples.filter(|&wanted| wanted > count) {
         context.note(format_args!("{} has {count} examples: fewer than the {wanted} asked for", set.name()));
     }
+    let examples = match args.samples {
+        Some(_) => format!("{count} of {} examples", set.len()),
+        None => format!("all {count} examples"),
+    };
+    context.note(format_args!("gram matrices of {}, {examples}{why}", set.name()));
     let labels = set.labels().len();
     let batches = TrainData {
         tokenizer: Arc::new(Tokenizer::bert()),
@@ -102,7 +116,6 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     let bar = context.bar("examples", count as usize);
     let start = Instant::now();
-    let mut grams = Grams::new(layout);
     let mut samples = 0u64;
     for batch in batches.from(0, 0)? {
         let mut examples = batch?.examples;
@@ -171,6 +184,33 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         summary += &format!("next: vlmerge regmean --grams {} -o merged.safetensors\n", formats::shell_path(output));
     }
     target.finish(context, summary)
+}
+
+/// The split asked for, else the one that the Python code records gram matrices on, and why it is that one.
+fn open_split(args: &Args) -> Result<(Records, &'static str)> {
+    let opening = Opening { max_broken: args.max_broken, ..Opening::default() };
+    let open = |split: &str| data::open_as(&args.data, args.task, split, &opening);
+    if let Some(split) = &args.split {
+        return Ok((open(split)?, ""));
+    }
+    if let Some(own) = data::own_split(&args.data) {
+        return Ok((open(&own)?, ""));
+    }
+    let published = data::published(&args.data, args.task, None).map(|splits| splits.grams);
+    let tries =
+        published.into_iter().map(|split| (split, ", as in the Python code")).chain([("val", ""), ("train", "")]);
+    let mut first = None;
+    for (split, why) in tries {
+        match open(split) {
+            Ok(records) => return Ok((records, why)),
+            Err(e @ data::Error::Missing { .. }) => first = first.or(Some(e)),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    match first {
+        Some(e) => Err(e.into()),
+        None => bail!("{}: there is no split to run", show_path(&args.data)),
+    }
 }
 
 /// Tokens of a joint pass: apart below vl start, together from there on.

@@ -43,10 +43,19 @@ impl Context {
         }
     }
 
-    /// Names rows of a data set that could not be used.
+    /// Names rows of a data set that can't be used, each as soon as it is found.
+    pub fn tell_broken_rows(&self, set: &dyn Dataset) {
+        if !self.quiet {
+            let name = set.name().to_owned();
+            set.broken().tell(move |row| crate::say(format_args!("skipped a broken row of {name}: {row}")));
+        }
+    }
+
+    /// Says how many rows of a data set could not be used, where there are any.
     pub fn skipped(&self, set: &dyn Dataset) {
-        for line in set.broken().lines() {
-            self.note(format_args!("{}: {line}", set.name()));
+        let (broken, rows) = (set.broken().count(), set.broken().rows());
+        if broken > 0 {
+            self.note(format_args!("{}: {broken} of {rows} rows were broken and skipped", set.name()));
         }
     }
 
@@ -68,6 +77,12 @@ impl Context {
             self.note(line);
         }
     }
+}
+
+/// A share of something, as clap parses it.
+pub fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "it must be from 0 to 1".into())
 }
 
 /// As many threads as there are cores.

@@ -179,7 +179,7 @@ fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> 
             show_path(&args.checkpoint)
         );
     };
-    let set: Arc<dyn Dataset> = Arc::new(data::open_with(data, Task::Vqa, &args.split, Some(&names))?);
+    let set: Arc<dyn Dataset> = Arc::new(data::open(data, Task::Vqa, &args.split)?.relabelled(&names)?);
     let over = Evaluation {
         set: set.clone(),
         tokenizer: Arc::new(Tokenizer::bert()),
@@ -187,6 +187,7 @@ fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> 
         workers: 0,
         labels: names.into(),
     };
+    context.tell_broken_rows(set.as_ref());
     let bar = context.bar("questions", set.len());
     let found = tasks::evaluate(&*model.runner, &over, &mut |_| {
         bar.inc(1);
@@ -196,9 +197,6 @@ fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> 
     let answers = found?.answers;
     let lines: Vec<String> = answers.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     formats::write::write_file(target.path(), format!("[\n{}\n]\n", lines.join(",\n")).as_bytes())?;
-    for row in set.broken().sample() {
-        context.note(format_args!("no answer: {row}"));
-    }
     let missing = set.len().saturating_sub(answers.len());
     if args.json.json {
         let report = json!({

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::files::unmarked;
 use super::{Error, Result};
 use crate::metrics::vqa::soft_score;
 
@@ -37,7 +38,8 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// They are something else, or their numbers have gaps.
 pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|e| Error::file(path, format!("no JSON: {e}")))?;
+    let value: Value =
+        serde_json::from_slice(unmarked(bytes)).map_err(|e| Error::file(path, format!("no JSON: {e}")))?;
     parse(value).map_err(|reason| Error::file(path, reason))
 }
 
@@ -93,6 +95,14 @@ mod tests {
         assert_eq!(scores(["yes"]), [("yes", 1.0)]);
         assert_eq!(scores(["a", "b", "a", "b", "c"]), [("a", 1.0), ("b", 1.0), ("c", 0.6)]);
         assert_eq!(scores([]), []);
+    }
+
+    #[test]
+    fn a_byte_order_mark_costs_no_label() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("answers.json");
+        std::fs::write(&path, "\u{feff}[\"yes\", \"no\"]").unwrap();
+        assert_eq!(read(&path).unwrap(), ["yes", "no"]);
     }
 
     #[test]

@@ -23,8 +23,9 @@ use arrow_ipc::{Block, MessageHeader, MetadataVersion, root_as_footer, root_as_m
 use arrow_schema::{ArrowError, DataType, SchemaRef};
 use memmap2::Mmap;
 
+use super::broken::Unit;
 use super::records::{At, Builder, Pictures, Question, Texts};
-use super::{Error, Result, Target, Task};
+use super::{Error, Result, Target, Task, convert};
 
 /// An Arrow file, opened: its schema and where its record batches are.
 #[derive(Debug)]
@@ -71,8 +72,10 @@ impl ArrowFile {
     fn parse(path: &Path, map: Buffer) -> Result<ArrowFile> {
         let wrong = |reason: String| Error::file(path, reason);
         if map[..6] != MAGIC[..] {
+            if map[..4] == [0xff; 4] {
+                return Err(convert::stream(path));
+            }
             return Err(wrong(match &map[..4] {
-                b"\xff\xff\xff\xff" => "an Arrow stream; expected an Arrow file (record-batch file format)".into(),
                 b"FEA1" => "a Feather version 1 file; expected an Arrow file".into(),
                 b"PAR1" => "a Parquet file; expected an Arrow file".into(),
                 _ => "this is no Arrow file".into(),
@@ -263,8 +266,10 @@ pub fn task_of(file: &ArrowFile) -> Option<Task> {
         () if file.has("image_0") && file.has("image_1") => Some(Task::Nlvr2),
         () if !file.has("image") => None,
         () if file.has("questions") => Some(Task::Vqa),
-        () if file.has("caption") => Some(Task::Irtr),
+        () if file.has("caption") || file.has("captions") => Some(Task::Irtr),
         () if file.has("label") => Some(Task::ImgCls),
+        // Hugging Face's name for the caption of an image.
+        () if file.has("text") => Some(Task::Irtr),
         () => None,
     }
 }
@@ -276,7 +281,8 @@ pub fn task_of(file: &ArrowFile) -> Option<Task> {
 /// # Errors
 /// A column is missing or of another type, or the data is malformed.
 pub(super) fn read(file: &ArrowFile, task: Task, labels: usize, into: &mut Builder) -> Result<()> {
-    into.file(file.name());
+    into.file(file.name(), Unit::Row);
+    into.source(&file.path);
     match task {
         Task::Irtr => captions(file, into),
         Task::Vqa => questions(file, labels, into),
@@ -286,17 +292,28 @@ pub(super) fn read(file: &ArrowFile, task: Task, labels: usize, into: &mut Build
 }
 
 fn captions(file: &ArrowFile, into: &mut Builder) -> Result<()> {
-    each_batch(file, &["image", "caption"], &["image_id"], |columns, first| {
+    const TEXTS: &str = "a string or a list of strings";
+    let column = ["caption", "captions", "text"].into_iter().find(|column| file.has(column)).unwrap_or("caption");
+    each_batch(file, &["image", column], &["image_id"], |columns, first| {
         let images = Blobs::of(columns.array(0), |found| columns.wrong(0, "binary", found))?;
-        let captions = Lists::of(columns.array(1), |found| columns.wrong(1, "a list of strings", found))?;
-        let texts = TextColumn::of(&captions.values, |found| columns.wrong(1, "a list of strings", found))?;
+        // Plain strings are lists of one.
+        let single = TextColumn::of(columns.array(1), |found| columns.wrong(1, TEXTS, found)).ok();
+        let captions = match &single {
+            Some(_) => None,
+            None => Some(Lists::of(columns.array(1), |found| columns.wrong(1, TEXTS, found))?),
+        };
+        let texts = match (single, &captions) {
+            (None, Some(lists)) => TextColumn::of(&lists.values, |found| columns.wrong(1, TEXTS, found))?,
+            (single, _) => single.ok_or_else(|| columns.wrong(1, TEXTS, columns.array(1).data_type()))?,
+        };
         let ids = columns.optional(2).map(Ids::of).transpose().map_err(|e| columns.wrong(2, "string or integer", e))?;
         let blank = images.blank();
         let source = into.pictures(Box::new(images));
         for row in 0..columns.rows() {
             let result = blank(row).and_then(|()| {
                 let mut unique: Vec<&str> = Vec::new();
-                for index in captions.range(row).ok_or("no caption")? {
+                let range = captions.as_ref().map_or(Some(row..row + 1), |captions| captions.range(row));
+                for index in range.ok_or("no caption")? {
                     let text = texts.get(index).ok_or("a caption is missing")?;
                     // As the Python code does: the same words twice are one caption.
                     if !unique.contains(&text) {
@@ -377,7 +394,9 @@ fn questions(file: &ArrowFile, labels: usize, into: &mut Builder) -> Result<()> 
                         targets.push(Target { label, score: score as f32 });
                     }
                 }
-                found.push(Question { text, id, targets, answered });
+                // The Python code's files name an answer only if it has a label.
+                let outside = usize::from(answered && targets.is_empty());
+                found.push(Question { text, id, targets, outside, answered });
             }
             Ok(found)
         };
@@ -845,7 +864,7 @@ mod tests {
         let file = ArrowFile::open(&path).unwrap();
         let mut into = Builder::new("", Task::Irtr);
         read(&file, Task::Irtr, 0, &mut into).unwrap();
-        let set = into.finish(Vec::new()).unwrap();
+        let set = into.finish(Vec::new(), Default::default()).unwrap();
         let image = set.image(1).unwrap().image;
         assert!(matches!(image, Cow::Borrowed(_)));
         assert!(file.map.as_slice().as_ptr_range().contains(&image.as_ptr()));
@@ -881,7 +900,8 @@ mod tests {
             open(folder(&[files[0], ("answers.json", br#"["yes", "blue", "red"]"#)]).path(), Task::Vqa, "train");
         let error = error.unwrap_err().to_string();
         assert!(
-            error.contains("1 of 2 rows") && error.contains("row 0: answer label 3 is beyond the vocabulary's 3"),
+            error.contains("1 of 2 rows")
+                && error.contains("vqav2_train.arrow row 1: answer label 3 is beyond the vocabulary's 3"),
             "{error}"
         );
     }
@@ -939,7 +959,8 @@ mod tests {
         assert_eq!(open(folder.path(), Task::Vqa, "vqav2:train").unwrap().len(), 3);
         // A preset's set is taken where there are several; a set that isn't there, and a name in full, change nothing.
         let prefer = |split, set| {
-            let found = crate::data::open_preferring(folder.path(), Task::Vqa, split, Some(set));
+            let opening = crate::data::Opening { preferred: Some(set), ..Default::default() };
+            let found = crate::data::open_as(folder.path(), Task::Vqa, split, &opening);
             found.map(|set| set.name().to_owned()).map_err(|e| e.to_string())
         };
         assert_eq!(prefer("train", "vqav2").unwrap(), "vqav2 train");
@@ -965,6 +986,38 @@ mod tests {
         }
         fs::write(&path, b"PAR1 and some more, but no Arrow at all").unwrap();
         assert!(open(&path, Task::Irtr, "test").unwrap_err().to_string().contains("Parquet"));
+    }
+
+    fn written(name: &str, columns: Vec<(&str, ArrayRef)>) -> (tempfile::TempDir, PathBuf) {
+        let folder = folder(&[]);
+        let path = folder.path().join(name);
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let mut writer = arrow_ipc::writer::FileWriter::try_new(File::create(&path).unwrap(), &batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn plain_strings_are_captions() {
+        use arrow_array::{BinaryArray, StringArray};
+        for column in ["caption", "captions", "text"] {
+            let images: ArrayRef = Arc::new(BinaryArray::from_vec(vec![b"A", b"B"]));
+            let texts: ArrayRef = Arc::new(StringArray::from(vec!["a dog", "a cat"]));
+            let (_folder, path) = written("pets.arrow", vec![("image", images), (column, texts)]);
+            let set = open(&path, Task::Irtr, "train").unwrap();
+            assert_eq!((set.len(), set.image(1).unwrap().captions), (2, vec!["a cat"]), "{column}");
+        }
+    }
+
+    #[test]
+    fn a_stream_says_what_converts_it() {
+        let folder = folder(&[]);
+        let path = folder.path().join("pets_train.arrow");
+        fs::write(&path, [0xff; 64]).unwrap();
+        let error = open(&path, Task::Irtr, "train").unwrap_err().to_string();
+        assert!(error.contains("an Arrow stream isn't read") && error.contains("pa.ipc.open_stream"), "{error}");
+        assert!(error.contains("file_pets_train.arrow"), "its name still says the split: {error}");
     }
 
     #[test]
@@ -1024,16 +1077,16 @@ mod tests {
         assert_eq!(
             named,
             [
-                "some_train.arrow row 5: no image",
-                "some_train.arrow row 7: no caption",
-                "some_train.arrow row 9: no caption"
+                "some_train.arrow row 6: no image",
+                "some_train.arrow row 8: no caption",
+                "some_train.arrow row 10: no caption"
             ]
         );
         // The row after the first broken one is the sixth example, and is named by its place in the file.
         assert_eq!(&set.image(5).unwrap().image[..], [6]);
         let error = set.skip(5, "no JPEG").unwrap_err().to_string();
-        assert!(error.starts_with("4 of 300 rows are broken, more than 1 %"), "{error}");
-        assert!(set.broken().sample()[3].to_string().contains("row 6: no JPEG"));
+        assert!(error.contains("; 4 of 300 rows are broken, more than 1 %"), "{error}");
+        assert!(set.broken().sample()[3].to_string().contains("row 7: no JPEG"));
     }
 
     proptest! {

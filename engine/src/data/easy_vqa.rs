@@ -15,6 +15,8 @@ use flate2::read::DeflateDecoder;
 use memmap2::Mmap;
 use zip::{CompressionMethod, ZipArchive};
 
+use super::broken::Unit;
+use super::files::unmarked;
 use super::folder::Paths;
 use super::records::{At, Builder, Pictures, Question, Texts};
 use super::{Error, Result, Target, Task};
@@ -56,7 +58,7 @@ impl EasyVqa {
             })?),
         };
         let answers = place.read(path, "answers.txt")?;
-        let answers: Vec<String> = text(path, "answers.txt", answers)?
+        let answers: Vec<String> = text(path, "answers.txt", unmarked(&answers).to_vec())?
             .lines()
             .map(str::trim)
             .filter(|answer| !answer.is_empty())
@@ -86,7 +88,7 @@ impl EasyVqa {
         let file = format!("{}/questions.json", folder_of(split).ok_or_else(|| self.no_split(split))?);
         let bytes = self.place.read(&self.path, &file)?;
         let questions: Vec<(String, String, i64)> =
-            serde_json::from_slice(&bytes).map_err(|e| Error::file(&self.path, format!("{file}: {e}")))?;
+            serde_json::from_slice(unmarked(&bytes)).map_err(|e| Error::file(&self.path, format!("{file}: {e}")))?;
         let mut images: BTreeMap<i64, Asked> = BTreeMap::new();
         for (number, (question, answer, image_id)) in questions.into_iter().enumerate() {
             let set_aside = image_id.rem_euclid(10) == 9;
@@ -139,7 +141,7 @@ impl EasyVqa {
             images.retain(|asked| !captions(asked).is_empty());
         }
         let labels: HashMap<&str, u32> = self.answers.iter().map(String::as_str).zip(0..).collect();
-        into.file(format!("easy-VQA {split}"));
+        into.file(format!("easy-VQA {split}"), Unit::Row);
         let names: Vec<String> = images.iter().map(|asked| format!("{folder}/images/{}.png", asked.image_id)).collect();
         let there: Vec<bool> = names.iter().map(|name| self.place.has(name)).collect();
         let source = into.pictures(match &self.place {
@@ -166,6 +168,7 @@ impl EasyVqa {
                                 .map(|label| Target { label: *label, score: 1.0 })
                                 .into_iter()
                                 .collect(),
+                            outside: usize::from(!labels.contains_key(answer.as_str())),
                             answered: true,
                         })
                         .collect(),

@@ -18,9 +18,32 @@ pub enum Error {
     /// There is no such split, or nothing for the task.
     #[error("{}: no {wanted}; {found}", show_path(path))]
     Missing { path: PathBuf, wanted: String, found: String },
+    /// Data of a kind that isn't read, but can be converted.
+    #[error("{}: {what}; this makes it readable: {command}{note}", show_path(path))]
+    Convert {
+        path: PathBuf,
+        what: String,
+        /// What to type or to do.
+        command: String,
+        /// What else there is to say, beginning with a semicolon.
+        note: String,
+    },
     /// Too much of the data is unusable.
-    #[error("{broken} of {rows} rows are broken, more than 1 %; {first} is the first")]
-    TooManyBroken { broken: usize, rows: usize, first: BrokenRow },
+    #[error(
+        "{first}; {broken} of {rows} rows are broken, more than {} %: repair them, or allow more with --max-broken (in \
+         finetune --set max_broken=SHARE)",
+        percent(*allowed)
+    )]
+    TooManyBroken {
+        broken: usize,
+        rows: usize,
+        /// The share of the rows that may be broken, 0 to 1.
+        allowed: f64,
+        first: BrokenRow,
+    },
+    /// One row can't be used.
+    #[error("{0}")]
+    Row(BrokenRow),
     /// A wrong call, such as an index beyond the end.
     #[error("{0}")]
     Argument(String),
@@ -28,9 +51,22 @@ pub enum Error {
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// In percent, without the digits that only arise from counting in twos.
+fn percent(share: f64) -> f64 {
+    (share * 1e6).round() / 1e4
+}
+
 impl Error {
     pub fn io(path: impl AsRef<Path>, action: &'static str, error: std::io::Error) -> Error {
         Error::Io { path: path.as_ref().into(), action, error }
+    }
+
+    /// What is wrong with a row, without the place of it.
+    pub fn cause(self) -> String {
+        match self {
+            Error::Row(row) => row.cause,
+            other => other.to_string(),
+        }
     }
 
     pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {

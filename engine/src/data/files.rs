@@ -1,7 +1,7 @@
 //! What the name of an Arrow file says: data set, split, shard.
 
 /// Splits as file names end, longer names first where one ends with another.
-const SPLITS: [&str; 16] = [
+const SPLITS: [&str; 17] = [
     "trainable_val",
     "rest_val",
     "restval",
@@ -13,6 +13,7 @@ const SPLITS: [&str; 16] = [
     "test-dev",
     "test_dev",
     "validation",
+    "valid",
     "test1",
     "train",
     "test",
@@ -20,40 +21,64 @@ const SPLITS: [&str; 16] = [
     "dev",
 ];
 
-/// `conceptual_caption_train_12` → `conceptual_caption`, `train`, 12.
+/// `conceptual_caption_train_12` → `conceptual_caption`, `train`, 12. The Python code's prefix `code224_` is no part of
+/// the set's name; Hugging Face's shards, `train-00003-of-00010`, are shards too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     pub set: String,
-    /// `train` where the name says nothing, as in `vg` and `sbu_3`.
-    pub split: String,
+    /// `None` where the name says nothing, as in `vg` and `sbu_3`.
+    pub split: Option<String>,
     pub shard: u32,
 }
 
 impl Named {
     /// Reads a file name without its ending.
     pub fn parse(stem: &str) -> Named {
+        let stem = stem.strip_prefix("code224_").unwrap_or(stem);
         let (rest, shard) = match stem.rsplit_once('_').map(|(rest, number)| (rest, number.parse())) {
             Some((rest, Ok(number))) => (rest, number),
-            _ => (stem, 0),
+            _ => of_many(stem).unwrap_or((stem, 0)),
         };
         let found = SPLITS.iter().filter_map(|split| {
             let set = rest.strip_suffix(split)?;
-            match set.strip_suffix('_') {
+            match set.strip_suffix(['_', '-', '.']) {
                 Some(set) => Some((set, *split)),
                 None if set.is_empty() => Some(("", *split)),
                 None => None,
             }
         });
         // The longest: `unbalanced_dev`, not `dev` of a set `x_unbalanced`.
-        let (set, split) = found.max_by_key(|(_, split)| split.len()).unwrap_or((rest, "train"));
-        Named { set: set.into(), split: split.into(), shard }
+        match found.max_by_key(|(_, split)| split.len()) {
+            Some((set, split)) => Named { set: set.into(), split: Some(split.into()), shard },
+            None => Named { set: rest.into(), split: None, shard },
+        }
     }
 }
 
+/// `train-00003-of-00010` → `train`, 3.
+fn of_many(stem: &str) -> Option<(&str, u32)> {
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    count.parse::<u32>().ok()?;
+    let (rest, shard) = rest.rsplit_once('-')?;
+    Some((rest, shard.parse().ok()?))
+}
+
+/// A text file's bytes without the byte-order mark that some editors begin it with.
+pub fn unmarked(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
 /// Splits that are read for `wanted`, of those that are there, as the Python code reads them: VQAv2's `train` takes in
-/// `trainable_val`, and its `val` is then what remains, `rest_val`. `a+b` is both, as in COCO's `train+restval`.
+/// `trainable_val`, and its `val` is then what remains, `rest_val`. `a+b` is both, as in COCO's `train+restval`; nothing
+/// where one of the two isn't there.
 pub fn splits_for(wanted: &str, have: &[&str]) -> Vec<String> {
-    wanted.split('+').flat_map(|wanted| one_split(wanted.trim(), have)).collect()
+    let parts: Vec<Vec<String>> = wanted.split('+').map(|wanted| one_split(wanted.trim(), have)).collect();
+    if parts.iter().any(Vec::is_empty) {
+        return Vec::new();
+    }
+    let mut names = indexmap::IndexSet::new();
+    names.extend(parts.into_iter().flatten());
+    names.into_iter().collect()
 }
 
 fn one_split(wanted: &str, have: &[&str]) -> Vec<String> {
@@ -67,7 +92,7 @@ fn one_split(wanted: &str, have: &[&str]) -> Vec<String> {
             splits if splits.first().is_some_and(|split| split != "train") => Vec::new(),
             splits => splits,
         },
-        "val" => first(&["rest_val", "val", "validation", "dev"]),
+        "val" => first(&["rest_val", "val", "validation", "valid", "dev"]),
         "test" => first(&["test", "test1"]),
         other => there(&[other]),
     }
@@ -81,7 +106,7 @@ mod tests {
     fn names_of_the_python_code() {
         let parse = |stem| {
             let Named { set, split, shard } = Named::parse(stem);
-            (set, split, shard)
+            (set, split.unwrap_or_default(), shard)
         };
         let cases = [
             ("coco_caption_karpathy_restval", ("coco_caption_karpathy", "restval", 0)),
@@ -90,10 +115,15 @@ mod tests {
             ("vqav2_test-dev", ("vqav2", "test-dev", 0)),
             ("nlvr2_unbalanced_test1", ("nlvr2", "unbalanced_test1", 0)),
             ("conceptual_caption_train_12", ("conceptual_caption", "train", 12)),
-            ("sbu_3", ("sbu", "train", 3)),
-            ("vg", ("vg", "train", 0)),
+            ("sbu_3", ("sbu", "", 3)),
+            ("vg", ("vg", "", 0)),
+            ("code224_vg", ("vg", "", 0)),
+            ("code224_coco_caption_karpathy_val", ("coco_caption_karpathy", "val", 0)),
+            ("train-00003-of-00010", ("", "train", 3)),
+            ("captions-train", ("captions", "train", 0)),
+            ("captions.valid", ("captions", "valid", 0)),
             ("train", ("", "train", 0)),
-            ("retrain", ("retrain", "train", 0)),
+            ("retrain", ("retrain", "", 0)),
         ];
         for (stem, (set, split, shard)) in cases {
             assert_eq!(parse(stem), (set.to_string(), split.to_string(), shard), "{stem}");
@@ -115,5 +145,7 @@ mod tests {
         assert_eq!(splits_for("test", &["train", "dev", "test1"]), ["test1"]);
         assert!(splits_for("train", &["restval", "val"]).is_empty());
         assert!(splits_for("", &coco).is_empty());
+        assert!(splits_for("train+restval", &["train", "val"]).is_empty(), "half of what was asked for");
+        assert_eq!(splits_for("train+train", &coco), ["train"]);
     }
 }

@@ -7,6 +7,8 @@
 //! - `{"image_0": "a.jpg", "image_1": "b.jpg", "sentence": "…", "label": true}`, and `"identifier"`
 //! - `{"image": "a.jpg", "label": 3}`, or a class's name
 //!
+//! Hugging Face's `metadata.jsonl` says `"file_name"` for `"image"` and `"text"` for `"caption"`, which is read as well.
+//!
 //! Images are named from the JSONL file's folder on. `answers.json` or `classes.json` beside it lists the labels; else
 //! they are those of the training file, the most frequent first (classes: by name).
 
@@ -15,12 +17,16 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::arrow::truth;
+use super::broken::Unit;
+use super::files::unmarked;
 use super::records::{At, Builder, Pictures, Question, Texts};
 use super::{Error, Result, Target, Task, answers};
+
+/// Hugging Face's name for such a file; its split is its folder's name.
+pub(super) const METADATA: &str = "metadata.jsonl";
 
 /// A JSONL file, read.
 pub(super) struct Lines {
@@ -30,72 +36,143 @@ pub(super) struct Lines {
     task: Task,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 struct Line {
     image: Option<String>,
-    caption: Option<OneOrMany>,
-    captions: Option<OneOrMany>,
+    captions: Option<Vec<String>>,
     question: Option<String>,
     question_id: Option<i64>,
     image_id: Option<Value>,
-    answer: Option<String>,
-    answers: Option<Vec<Answer>>,
+    /// `None` where the line says nothing about answers.
+    answers: Option<Vec<String>>,
     image_0: Option<String>,
     image_1: Option<String>,
     sentence: Option<String>,
     label: Option<Value>,
     identifier: Option<String>,
+    /// Hugging Face's name for a caption.
+    text: Option<Vec<String>>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
+/// The values of a line's object. What is `null` counts as not there.
+struct Keys(Map<String, Value>);
+
+impl Keys {
+    fn value(&mut self, key: &str) -> Option<Value> {
+        self.0.remove(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, key: &str) -> std::result::Result<Option<String>, String> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(unexpected(key, &other, "a text")),
+        }
+    }
+
+    fn texts(&mut self, key: &str) -> std::result::Result<Option<Vec<String>>, String> {
+        const EXPECTED: &str = "a text or a list of texts";
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(vec![text])),
+            Some(Value::Array(list)) => {
+                let texts = list.into_iter().map(|item| match item {
+                    Value::String(text) => Ok(text),
+                    other => Err(unexpected(key, &Value::from(vec![other]), EXPECTED)),
+                });
+                texts.collect::<std::result::Result<_, _>>().map(Some)
+            }
+            Some(other) => Err(unexpected(key, &other, EXPECTED)),
+        }
+    }
 }
 
-/// An answer, alone or as the official VQA annotations have it.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Answer {
-    Plain(String),
-    Annotated { answer: String },
+/// `"caption" is 5, expected a text`
+fn unexpected(key: &str, found: &Value, expected: &str) -> String {
+    const LONGEST: usize = 40;
+    let mut shown = found.to_string();
+    if let Some((end, _)) = shown.char_indices().nth(LONGEST) {
+        shown.truncate(end);
+        shown.push('…');
+    }
+    format!("\"{key}\" is {shown}, expected {expected}")
 }
 
 impl Line {
+    /// Reads a line, or says what is wrong with it.
+    fn parse(text: &str) -> std::result::Result<Line, String> {
+        let value: Value = serde_json::from_str(text).map_err(|e| {
+            let reason = e.to_string();
+            // It counts lines too, of which there is one.
+            let reason = reason.split(" at line ").next().unwrap_or_default();
+            format!("not JSON: {reason} at column {}", e.column())
+        })?;
+        let Value::Object(keys) = value else {
+            return Err("not a JSON object, such as {\"image\": \"a.jpg\", \"caption\": \"a dog\"}".into());
+        };
+        let mut keys = Keys(keys);
+        let image = keys.text("image")?;
+        let file_name = keys.text("file_name")?;
+        let (caption, captions) = (keys.texts("caption")?, keys.texts("captions")?);
+        let question_id = match keys.value("question_id") {
+            None => None,
+            Some(Value::String(id)) if id.parse::<i64>().is_ok() => id.parse().ok(),
+            Some(id) => Some(id.as_i64().ok_or_else(|| unexpected("question_id", &id, "a whole number"))?),
+        };
+        let answer = keys.text("answer")?;
+        let listed = match keys.value("answers") {
+            None => None,
+            Some(Value::String(answer)) => Some(vec![answer]),
+            Some(Value::Array(list)) => {
+                let answers = list.into_iter().map(|item| match item {
+                    Value::String(answer) => Ok(answer),
+                    // As the official annotations have it.
+                    Value::Object(mut item) if item.get("answer").is_some_and(Value::is_string) => {
+                        match item.remove("answer") {
+                            Some(Value::String(answer)) => Ok(answer),
+                            _ => Ok(String::new()),
+                        }
+                    }
+                    other => Err(unexpected("answers", &Value::from(vec![other]), "a list of texts")),
+                });
+                Some(answers.collect::<std::result::Result<Vec<_>, _>>()?)
+            }
+            Some(other) => return Err(unexpected("answers", &other, "a list of texts")),
+        };
+        Ok(Line {
+            image: image.or(file_name),
+            captions: joined(caption, captions),
+            question: keys.text("question")?,
+            question_id,
+            image_id: keys.value("image_id"),
+            answers: joined(answer.map(|answer| vec![answer]), listed),
+            image_0: keys.text("image_0")?,
+            image_1: keys.text("image_1")?,
+            sentence: keys.text("sentence")?,
+            label: keys.value("label"),
+            identifier: keys.text("identifier")?,
+            // Other data may keep anything under this name.
+            text: keys.texts("text").unwrap_or_default(),
+        })
+    }
+
     fn task(&self) -> Option<Task> {
         match self {
             Line { image_0: Some(_), image_1: Some(_), .. } => Some(Task::Nlvr2),
             Line { image: Some(_), question: Some(_), .. } => Some(Task::Vqa),
-            Line { image: Some(_), caption: Some(_), .. } | Line { image: Some(_), captions: Some(_), .. } => {
-                Some(Task::Irtr)
-            }
+            Line { image: Some(_), captions: Some(_), .. } => Some(Task::Irtr),
             Line { image: Some(_), label: Some(_), .. } => Some(Task::ImgCls),
+            Line { image: Some(_), text: Some(_), .. } => Some(Task::Irtr),
             _ => None,
         }
     }
 
     fn captions(&self) -> Vec<&str> {
-        let lists = [&self.caption, &self.captions];
-        let mut captions = Vec::new();
-        for list in lists.into_iter().flatten() {
-            match list {
-                OneOrMany::One(text) => captions.push(text.as_str()),
-                OneOrMany::Many(texts) => captions.extend(texts.iter().map(String::as_str)),
-            }
-        }
-        captions
+        self.captions.iter().chain(&self.text).next().into_iter().flatten().map(String::as_str).collect()
     }
 
-    /// `None` where the line says nothing about answers.
     fn answers(&self) -> Option<Vec<&str>> {
-        if self.answer.is_none() && self.answers.is_none() {
-            return None;
-        }
-        let many = self.answers.iter().flatten().map(|answer| match answer {
-            Answer::Plain(text) | Answer::Annotated { answer: text } => text.as_str(),
-        });
-        Some(self.answer.as_deref().into_iter().chain(many).collect())
+        self.answers.as_ref().map(|answers| answers.iter().map(String::as_str).collect())
     }
 
     fn class(&self) -> std::result::Result<Class<'_>, String> {
@@ -127,6 +204,13 @@ impl Line {
     }
 }
 
+fn joined(one: Option<Vec<String>>, other: Option<Vec<String>>) -> Option<Vec<String>> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some([one, other].concat()),
+        (one, other) => one.or(other),
+    }
+}
+
 enum Class<'a> {
     Name(&'a str),
     Number(u64),
@@ -139,20 +223,22 @@ impl Lines {
     /// It can't be read, is no UTF-8, or no line tells a task.
     pub fn read(path: &Path) -> Result<Lines> {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
-        let text = String::from_utf8(bytes).map_err(|e| Error::file(path, format!("no UTF-8: {e}")))?;
+        let bytes = unmarked(&bytes);
+        let text = std::str::from_utf8(bytes).map_err(|e| {
+            let line = 1 + bytes[..e.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            Error::file(path, format!("line {line} is no UTF-8 text"))
+        })?;
         let lines: Vec<_> = text
             .lines()
             .enumerate()
             .filter(|(_, line)| !line.trim().is_empty())
-            .map(|(number, line)| {
-                (number, serde_json::from_str::<Line>(line).map_err(|e| format!("no such line: {e}")))
-            })
+            .map(|(number, line)| (number, Line::parse(line)))
             .collect();
         let mut read = lines.iter().filter_map(|(_, line)| line.as_ref().ok());
         let task = read.find_map(Line::task).ok_or_else(|| {
             let first =
-                lines.iter().find_map(|(number, line)| Some(format!("line {number}: {}", line.as_ref().err()?)));
-            let first = first.unwrap_or_else(|| "image and caption, question, label, …".into());
+                lines.iter().find_map(|(number, line)| Some(format!("line {}: {}", number + 1, line.as_ref().err()?)));
+            let first = first.unwrap_or_else(|| "it needs image and caption, or question, or label".into());
             Error::file(path, format!("no line of it is an example: {first}"))
         })?;
         Ok(Lines { path: path.into(), lines, task })
@@ -162,13 +248,29 @@ impl Lines {
         self.task
     }
 
+    /// For messages; a `metadata.jsonl`, of which each split has one, with its folder.
+    fn name(&self) -> String {
+        let name =
+            |path: Option<&Path>| path.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        let own = name(Some(&self.path));
+        let folder = name(self.path.parent());
+        if own == METADATA && !folder.is_empty() { format!("{folder}/{own}") } else { own }
+    }
+
+    /// Whether its classes are numbers.
+    pub fn numbered(&self) -> bool {
+        let mut lines = self.lines.iter().filter_map(|(_, line)| line.as_ref().ok());
+        self.task == Task::ImgCls && lines.all(|line| matches!(line.class(), Ok(Class::Number(_)) | Err(_)))
+    }
+
     /// Adds the lines to a split.
     ///
     /// # Errors
     /// There are more than can be counted.
     pub fn add(&self, labels: &[String], into: &mut Builder) -> Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new(""));
-        into.file(self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy());
+        into.file(self.name(), Unit::Line);
+        into.source(&self.path);
         let by_name: HashMap<&str, u32> = labels.iter().map(String::as_str).zip(0..).collect();
         let mut files = Files::default();
         let mut rows = Vec::new();
@@ -268,14 +370,18 @@ fn row<'a>(
         Task::Irtr => Ok(Texts::Captions(line.captions())),
         Task::Vqa => {
             let given = line.answers();
-            let targets = answers::scores(given.iter().flatten().copied())
+            let scores = answers::scores(given.iter().flatten().copied());
+            let different = scores.len();
+            let targets: Vec<Target> = scores
                 .into_iter()
                 .filter_map(|(answer, score)| Some(Target { label: *by_name.get(answer)?, score }))
                 .collect();
+            let outside = different - targets.len();
             Ok(Texts::Questions(vec![Question {
                 text: line.question.as_deref().ok_or("no question")?,
                 id: line.question_id.unwrap_or(number as i64),
                 targets,
+                outside,
                 answered: given.is_some(),
             }]))
         }

@@ -1,13 +1,12 @@
 //! What lies at a path: data sets, splits, columns, labels, broken rows.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::arrow::ArrowFile;
-use super::{BrokenRow, Dataset, Example, Found, Result, SplitFiles, Task, open, survey};
+use super::{BrokenRow, Dataset, Example, Found, MAX_BROKEN, Opening, Result, SplitFiles, Task, open_as, survey};
 
 /// A judge of encoded images: says what is wrong with one.
 pub type Check<'a> = &'a (dyn Fn(&[u8]) -> std::result::Result<(), String> + Sync);
@@ -106,8 +105,9 @@ fn split(path: &Path, task: Task, files: &SplitFiles, check: Option<Check>, labe
         error: None,
     };
     for file in &files.files {
-        // What is built in, or one file with several splits, is asked for the split; a file of its own is the split.
-        let opened = open(if file == path { path } else { file }, task, &files.split);
+        // A file of its own is its split; what has several, or stands in a folder named after its split, is asked for it.
+        let place = if file.is_file() && file.parent() == Some(path) { file } else { path };
+        let opened = open_as(place, task, &files.split, &Opening { max_broken: 1.0, ..Opening::default() });
         let records = match opened {
             Ok(records) => records,
             Err(e) => {
@@ -116,20 +116,17 @@ fn split(path: &Path, task: Task, files: &SplitFiles, check: Option<Check>, labe
             }
         };
         if let Some(check) = check {
-            let unreadable = AtomicUsize::new(0);
             (0..records.images()).into_par_iter().for_each(|index| {
-                let wrong = images_of(&records, index, check).err();
-                // Past the hundredth part, too many is all that there is to say.
-                if let Some(cause) = wrong
-                    && records.skip_image(index, &cause).is_err()
-                {
-                    unreadable.fetch_add(1, Ordering::Relaxed);
+                if let Err(cause) = images_of(&records, index, check) {
+                    // All of them may be broken here: they are counted.
+                    let _ = records.skip_image(index, &cause);
                 }
             });
-            if unreadable.into_inner() > 0 {
-                let (broken, rows) = (records.broken().count(), records.broken().rows());
-                split.error.get_or_insert(format!("{broken} of {rows} rows are broken, more than 1 %"));
-            }
+        }
+        let (broken, rows) = (records.broken().count(), records.broken().rows());
+        if broken as f64 > MAX_BROKEN * rows as f64 {
+            let most = 100.0 * MAX_BROKEN;
+            split.error.get_or_insert(format!("{broken} of {rows} rows are broken, more than {most} %"));
         }
         split.examples += records.len();
         split.images += records.images();
@@ -145,10 +142,10 @@ fn split(path: &Path, task: Task, files: &SplitFiles, check: Option<Check>, labe
 
 /// Checks a row's image, or both of a pair.
 fn images_of(records: &dyn Dataset, index: usize, check: Check) -> std::result::Result<(), String> {
-    let image = records.image(index).map_err(|e| e.to_string())?;
+    let image = records.image(index).map_err(|e| e.cause())?;
     check(&image.image)?;
     if records.task() == Task::Nlvr2
-        && let Example::Nlvr2 { right, .. } = records.example(image.first).map_err(|e| e.to_string())?
+        && let Example::Nlvr2 { right, .. } = records.example(image.first).map_err(|e| e.cause())?
     {
         check(&right)?;
     }

@@ -1,7 +1,8 @@
 //! Data sets: reading, loading ahead of the model, building from official downloads.
 //!
 //! [`open`] takes a folder or file and answers with a [`Dataset`], whatever it was kept in: Arrow files as the Python
-//! code writes them ([`arrow`]), images beside a JSONL file ([`folder`]), or easy-VQA's own layout ([`easy_vqa`]).
+//! code writes them ([`arrow`]), images beside a JSONL file ([`folder`]), a folder of images a class, or easy-VQA's own
+//! layout ([`easy_vqa`]).
 //! [`toy`] draws one. [`Loader`] calls a closure for every example on worker threads and hands out batches in order:
 //!
 //! ```ignore
@@ -12,7 +13,7 @@
 //!     let Example::Vqa { image, question, targets, .. } = source.example(index)? else { bail!("not VQA") };
 //!     match decode(&image) {
 //!         Ok(image) => Ok(Some(preprocess(image, question, targets, rng))),
-//!         // Counted and skipped; an error once more than 1 % of the rows are broken.
+//!         // Counted and skipped; an error once too many rows are broken.
 //!         Err(cause) => source.skip(index, &cause.to_string()).map(|()| None).map_err(Into::into),
 //!     }
 //! })?;
@@ -23,14 +24,17 @@ pub mod answers;
 pub mod arrow;
 mod broken;
 pub mod build;
+mod convert;
 pub mod easy_vqa;
 mod error;
 mod files;
 pub mod folder;
+mod images;
 pub mod inspect;
 pub mod loader;
 mod open;
 pub mod order;
+mod published;
 mod records;
 pub mod toy;
 
@@ -38,11 +42,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-pub use broken::{Broken, BrokenRow};
+pub use broken::{Broken, BrokenRow, MAX_BROKEN, Unit};
 pub use error::{Error, Result};
 pub use loader::{Batch, Loader, Options as LoaderOptions, Position};
-pub use open::{Found, SplitFiles, TOY, open, open_preferring, open_with, survey};
-pub use records::Records;
+pub use open::{Found, Opening, SplitFiles, TOY, open, open_as, own_split, survey};
+pub use published::{Published, published};
+pub use records::{Numbering, Records};
 
 /// What the examples of a data set are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -133,6 +138,18 @@ pub enum Example<'a> {
     },
 }
 
+/// How many of a question's true answers a head can't give, as they are none of its labels. Counted over the questions
+/// whose answers are known; what several people answered alike is one answer of a question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    pub questions: usize,
+    /// Questions of which no true answer is among the labels.
+    pub unanswerable: usize,
+    pub answers: usize,
+    /// Of the answers, those that are none of the labels.
+    pub outside: usize,
+}
+
 /// An image with all that is said about it: what retrieval is evaluated on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Captioned<'a> {
@@ -190,11 +207,21 @@ pub trait Dataset: Send + Sync {
     /// Rows that were or will be skipped.
     fn broken(&self) -> &Broken;
 
+    /// Where the example at `index` comes from, for messages: `train.jsonl line 3`.
+    fn origin(&self, index: usize) -> String {
+        format!("{} example {}", self.name(), index + 1)
+    }
+
+    /// How many true answers are none of the labels; all 0 for other tasks than VQA.
+    fn outside(&self) -> Outside {
+        Outside::default()
+    }
+
     /// Notes that the example at `index` can't be used, because its image can't be decoded for instance. Its row is
     /// counted once, however often it comes up.
     ///
     /// # Errors
-    /// More than 1 % of the rows are broken.
+    /// More rows are broken than [`Broken::allowed`].
     fn skip(&self, index: usize, cause: &str) -> Result<()>;
 
     /// As [`Dataset::skip`], for the image at position `index` of [`Dataset::image`].

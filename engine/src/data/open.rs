@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use formats::show_name;
 
 use super::arrow::{self, ArrowFile};
+use super::broken::MAX_BROKEN;
 use super::easy_vqa::{self, EasyVqa};
 use super::files::{Named, splits_for};
-use super::folder::Lines;
-use super::records::Builder;
+use super::folder::{Lines, METADATA};
+use super::records::{Builder, Numbering};
 use super::toy::{self, Toy};
-use super::{Error, Records, Result, Task, answers};
+use super::{Error, Records, Result, Task, answers, convert, images};
 
 /// The path that stands for the built-in data set, where there is no such file.
 pub const TOY: &str = "toy";
@@ -33,75 +34,90 @@ pub struct SplitFiles {
     pub files: Vec<PathBuf>,
 }
 
+/// How to open a split.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    /// Where there are several data sets with such a split, the one of this name.
+    pub preferred: Option<&'a str>,
+    /// The share of the rows that may be broken, 0 to 1.
+    pub max_broken: f64,
+}
+
+impl Default for Opening<'_> {
+    fn default() -> Self {
+        Opening { preferred: None, max_broken: MAX_BROKEN }
+    }
+}
+
 /// Opens a split of what lies at `path` for a task.
 ///
-/// `path` is a folder of Arrow files or of images beside JSONL files, a single such file, easy-VQA's wheel or folder,
-/// or [`TOY`]. `split` is `train`, `val` or `test`, or a name as the files have it (`restval`, `test-dev`); `a+b` is both;
-/// `SET:split` chooses between several data sets in a folder.
+/// `path` is a folder of Arrow files, of images beside JSONL files or of one folder of images a class; a single Arrow or
+/// JSONL file; easy-VQA's wheel or folder, or [`TOY`]. `split` is `train`, `val` or `test`, or a name as the files have
+/// it (`restval`, `test-dev`); `a+b` is both; `SET:split` chooses between several data sets in a folder. A single file
+/// whose name says its split is that split alone; one whose name doesn't is whatever split is asked for.
 ///
 /// # Errors
 /// There is no such split (the message lists those that there are), a file is damaged or has wrong columns, or more
 /// than 1 % of the rows are broken.
 pub fn open(path: &Path, task: Task, split: &str) -> Result<Records> {
-    open_preferring(path, task, split, None)
+    open_as(path, task, split, &Opening::default())
 }
 
-/// As [`open`]; where `path` has several data sets with such a split, that of the name `preferred`.
+/// As [`open`].
 ///
 /// # Errors
-/// As [`open`].
-pub fn open_preferring(path: &Path, task: Task, split: &str, preferred: Option<&str>) -> Result<Records> {
+/// As [`open`], of the share of broken rows that is allowed.
+pub fn open_as(path: &Path, task: Task, split: &str, opening: &Opening) -> Result<Records> {
     if path == Path::new(TOY) && !path.exists() {
         return Toy::default().open(task, split);
     }
-    let place = Place::at(path)?;
-    match &place {
+    match Place::at(path)? {
         Place::EasyVqa(set) => {
-            let mut into = Builder::new(format!("easy-VQA {split}"), task);
+            let mut into = Builder::new(format!("easy-VQA {split}"), task).allowing(opening.max_broken);
             for split in split.split('+') {
                 set.read(task, split.trim(), &mut into)?;
             }
             let labels = if task == Task::Vqa { set.answers().to_vec() } else { Vec::new() };
-            into.finish(labels)
+            into.finish(labels, Numbering::Listed)
         }
         Place::Files(files) => {
-            let single = path.is_file();
-            let (found, names) = files.choose(path, task, split, single, preferred)?;
+            let (found, names) = files.choose(path, task, split, opening.preferred)?;
             let asked = split.split_once(':').map_or(split, |(_, split)| split);
-            let mut name = format!("{} {asked}", found.set).trim().to_owned();
             let read = names.join("+");
-            if !single && read != asked {
+            let name = match &files.single {
+                // Nobody knows which split it is.
+                Some(None) => found.set.clone(),
+                _ if read == asked => format!("{} {asked}", found.set),
                 // As VQAv2's val is its rest_val.
-                name += &format!(" ({read})");
-            }
-            let mut into = Builder::new(&name, task);
+                _ => format!("{} {asked} ({read})", found.set),
+            };
+            let name = if name.trim().is_empty() { task.name().to_owned() } else { name.trim().to_owned() };
+            let mut into = Builder::new(&name, task).allowing(opening.max_broken);
             let chosen = names.iter().filter_map(|name| found.splits.iter().find(|splits| splits.split == *name));
             let chosen: Vec<&PathBuf> = chosen.flat_map(|splits| &splits.files).collect();
-            match files.jsonl {
-                true => open_lines(found, &chosen, into),
-                false => {
+            match files.kind {
+                Kind::Lines => open_lines(found, &chosen, into),
+                Kind::Classes => open_classes(path, found, &chosen, into),
+                Kind::Arrow => {
                     let labels = arrow_labels(path, found, &chosen)?;
                     // Without a list of labels any is right.
-                    let count = if labels.listed { labels.names.len() } else { usize::MAX };
+                    let listed = labels.numbering == Numbering::Listed;
+                    let count = if listed { labels.names.len() } else { usize::MAX };
                     for file in chosen {
                         arrow::read(&ArrowFile::open(file)?, task, count, &mut into)?;
                     }
-                    into.finish(labels.names)
+                    into.finish(labels.names, labels.numbering)
                 }
             }
         }
     }
 }
 
-/// As [`open`], with the labels of a checkpoint's head in place of the data set's own, matched by name.
-///
-/// # Errors
-/// As [`open`]; also where a class is none of `labels`.
-pub fn open_with(path: &Path, task: Task, split: &str, labels: Option<&[String]>) -> Result<Records> {
-    let records = open(path, task, split)?;
-    match labels {
-        Some(labels) => records.relabelled(labels),
-        None => Ok(records),
+/// The split that a single file is by its name, `None` where the name doesn't say it or `path` has several splits.
+pub fn own_split(path: &Path) -> Option<String> {
+    match Place::at(path) {
+        Ok(Place::Files(files)) => files.single.flatten(),
+        _ => None,
     }
 }
 
@@ -130,9 +146,20 @@ enum Place {
     EasyVqa(Box<EasyVqa>),
 }
 
-/// Arrow or JSONL files, by data set.
+/// What data sets in files are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Arrow,
+    Lines,
+    /// Folders of images, one for each class.
+    Classes,
+}
+
+/// Arrow or JSONL files or folders of classes, by data set.
 struct Files {
-    jsonl: bool,
+    kind: Kind,
+    /// Where all there is is one file, or one folder without splits: the split that its name says, if it says one.
+    single: Option<Option<String>>,
     found: Vec<Found>,
     /// Files that couldn't be looked into, and why.
     unreadable: Vec<(PathBuf, Error)>,
@@ -142,11 +169,14 @@ impl Place {
     fn at(path: &Path) -> Result<Place> {
         let kind = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
         if kind.is_file() {
+            let single = |kind| Ok(Place::Files(Files::of(&[path.into()], kind, Some(split_of(path)))));
             return match ending(path).as_str() {
-                "arrow" | "feather" => Ok(Place::Files(Files::of(&[path.into()], false))),
-                "jsonl" | "ndjson" => Ok(Place::Files(Files::of(&[path.into()], true))),
+                "arrow" | "feather" => single(Kind::Arrow),
+                "jsonl" | "ndjson" => single(Kind::Lines),
                 "whl" | "zip" => EasyVqa::open(path).map(|set| Place::EasyVqa(Box::new(set))),
-                _ => Err(Error::file(path, "no data set: expected a folder, an .arrow, .jsonl or .whl file")),
+                _ => Err(convert::file(path).unwrap_or_else(|| {
+                    Error::file(path, "no data set: expected a folder, an .arrow, .jsonl or .whl file")
+                })),
             };
         }
         let mut entries = std::fs::read_dir(path)
@@ -159,48 +189,85 @@ impl Place {
             entries.iter().filter(|entry| ending(entry) == wanted && entry.is_file()).cloned().collect()
         };
         let (arrows, lines) = (with("arrow"), with("jsonl"));
-        if !arrows.is_empty() {
-            return Ok(Place::Files(Files::of(&arrows, false)));
+        // Its shards are .arrow files too, of another format.
+        if !arrows.is_empty() && !path.join("state.json").is_file() {
+            return Ok(Place::Files(Files::of(&arrows, Kind::Arrow, None)));
+        }
+        if let [one] = &lines[..]
+            && one.file_name().is_some_and(|name| name == METADATA)
+        {
+            return Ok(Place::Files(Files::of(&lines, Kind::Lines, Some(split_of(one)))));
         }
         if !lines.is_empty() {
-            return Ok(Place::Files(Files::of(&lines, true)));
+            return Ok(Place::Files(Files::of(&lines, Kind::Lines, None)));
         }
         if EasyVqa::is_in(path) {
             return EasyVqa::open(path).map(|set| Place::EasyVqa(Box::new(set)));
         }
+        let metadata: Vec<PathBuf> =
+            entries.iter().map(|entry| entry.join(METADATA)).filter(|file| file.is_file()).collect();
+        if !metadata.is_empty() {
+            return Ok(Place::Files(Files::of(&metadata, Kind::Lines, None)));
+        }
+        if let Some(classes) = Files::of_classes(path)? {
+            return Ok(Place::Files(classes));
+        }
+        if let Some(error) = convert::folder(path, &entries).or_else(|| convert::only_images(path, &entries)) {
+            return Err(error);
+        }
         let there: Vec<String> =
             entries.iter().filter_map(|entry| Some(show_name(&entry.file_name()?.to_string_lossy()))).take(5).collect();
         let there = if there.is_empty() { "it is empty".into() } else { format!("it has {}, …", there.join(", ")) };
-        Err(Error::file(path, format!("no data set: expected .arrow or .jsonl files, or easy-VQA; {there}")))
+        let expected = "no data set: expected .arrow or .jsonl files, a folder of images for each class, or easy-VQA";
+        Err(Error::file(path, format!("{expected}; {there}")))
     }
 }
 
-fn ending(path: &Path) -> String {
+pub(super) fn ending(path: &Path) -> String {
     path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase()
 }
 
+/// The name that says a file's data set and split: its own, or its folder's for Hugging Face's `metadata.jsonl`.
+fn named(path: &Path) -> Named {
+    let folder = path.file_name().is_some_and(|name| name == METADATA).then(|| path.parent()).flatten();
+    match folder {
+        // "." has no name.
+        Some(folder) => {
+            let folder = folder.canonicalize().unwrap_or_else(|_| folder.into());
+            Named::parse(&folder.file_name().unwrap_or_default().to_string_lossy())
+        }
+        None => Named::parse(&path.file_stem().unwrap_or_default().to_string_lossy()),
+    }
+}
+
+fn split_of(path: &Path) -> Option<String> {
+    named(path).split
+}
+
 impl Files {
-    fn of(paths: &[PathBuf], jsonl: bool) -> Files {
+    fn of(paths: &[PathBuf], kind: Kind, single: Option<Option<String>>) -> Files {
         type Shards = Vec<(u32, PathBuf)>;
         let mut sets: BTreeMap<(String, Task), BTreeMap<String, Shards>> = BTreeMap::new();
         let mut unreadable = Vec::new();
         for path in paths {
-            let task = match jsonl {
-                true => Lines::read(path).map(|lines| lines.task()),
-                false => ArrowFile::open(path).and_then(|file| {
+            let task = match kind {
+                Kind::Lines | Kind::Classes => Lines::read(path).map(|lines| lines.task()),
+                Kind::Arrow => ArrowFile::open(path).and_then(|file| {
                     arrow::task_of(&file).ok_or_else(|| {
                         let columns: Vec<&str> =
                             file.schema().fields().iter().map(|field| field.name().as_str()).collect();
-                        Error::file(path, format!("no task has its columns: {}", columns.join(", ")))
+                        let found = format!("no task has its columns: {}", columns.join(", "));
+                        let wanted = "there must be image, and caption or label or questions, or image_0 and image_1";
+                        Error::file(path, format!("{found}; {wanted}"))
                     })
                 }),
             };
             match task {
                 Ok(task) => {
-                    let Named { set, split, shard } =
-                        Named::parse(&path.file_stem().unwrap_or_default().to_string_lossy());
+                    let Named { set, split, shard } = named(path);
                     // A JSONL file may say its task before the split, as `vqa_train`.
-                    let set = if jsonl && set == task.name() { String::new() } else { set };
+                    let set = if kind == Kind::Lines && set == task.name() { String::new() } else { set };
+                    let split = split.unwrap_or_else(|| "train".into());
                     sets.entry((set, task)).or_default().entry(split).or_default().push((shard, path.clone()));
                 }
                 Err(e) => unreadable.push((path.clone(), e)),
@@ -213,26 +280,42 @@ impl Files {
             });
             Found { set, task, splits: splits.collect() }
         });
-        Files { jsonl, found: found.collect(), unreadable }
+        Files { kind, single, found: found.collect(), unreadable }
     }
 
-    /// The data set and the names of the splits to read. A single file is whatever split is asked for.
-    fn choose(
-        &self,
-        path: &Path,
-        task: Task,
-        split: &str,
-        single: bool,
-        preferred: Option<&str>,
-    ) -> Result<(&Found, Vec<String>)> {
+    /// Folders of images, one a class; `None` where there are none.
+    fn of_classes(path: &Path) -> Result<Option<Files>> {
+        let mut splits = images::splits_in(path)?;
+        let single = match &mut splits[..] {
+            [] => return Ok(None),
+            [one] if one.split.is_empty() => {
+                let folder = path.canonicalize().unwrap_or_else(|_| path.into());
+                let own = Named::parse(&folder.file_name().unwrap_or_default().to_string_lossy()).split;
+                one.split = own.clone().unwrap_or_else(|| "train".into());
+                Some(own)
+            }
+            _ => None,
+        };
+        let found = vec![Found { set: String::new(), task: Task::ImgCls, splits }];
+        Ok(Some(Files { kind: Kind::Classes, single, found, unreadable: Vec::new() }))
+    }
+
+    /// The data set and the names of the splits to read.
+    fn choose(&self, path: &Path, task: Task, split: &str, preferred: Option<&str>) -> Result<(&Found, Vec<String>)> {
         let (set, split) = split.split_once(':').map_or((None, split), |(set, split)| (Some(set), split));
         let candidates: Vec<&Found> =
             self.found.iter().filter(|found| found.task == task && set.is_none_or(|set| found.set == set)).collect();
         let missing = |wanted: String| {
             let found = match self.listed(task) {
                 listed if listed.is_empty() => {
-                    let others: Vec<String> =
-                        self.found.iter().map(|found| format!("{} ({})", found.set, found.task)).collect();
+                    let others: Vec<String> = self
+                        .found
+                        .iter()
+                        .map(|found| match found.set.as_str() {
+                            "" => found.task.to_string(),
+                            set => format!("{set} ({})", found.task),
+                        })
+                        .collect();
                     format!("there is {}", if others.is_empty() { "nothing".into() } else { others.join(", ") })
                 }
                 listed => format!("there are {}", listed.join(", ")),
@@ -243,9 +326,9 @@ impl Files {
             .iter()
             .map(|found| {
                 let have: Vec<&str> = found.splits.iter().map(|splits| splits.split.as_str()).collect();
-                let names = match single {
-                    true => have.iter().map(|split| split.to_string()).collect(),
-                    false => splits_for(split, &have),
+                let names = match &self.single {
+                    Some(None) => have.iter().map(|split| split.to_string()).collect(),
+                    _ => splits_for(split, &have),
                 };
                 (*found, names)
             })
@@ -256,10 +339,15 @@ impl Files {
         }
         match matching.len() {
             1 => Ok(matching.into_iter().next().ok_or_else(|| missing(String::new()))?),
-            0 => Err(match self.blame(split) {
-                Some(damaged) => Error::Argument(damaged),
-                None if candidates.is_empty() && set.is_none() => missing(format!("examples for {task}")),
-                None => missing(format!("split '{split}' for {task}")),
+            0 => Err(match (self.blame(split), &self.single) {
+                (Some(damaged), _) => Error::Argument(damaged),
+                (None, _) if candidates.is_empty() && set.is_none() => missing(format!("examples for {task}")),
+                (None, Some(Some(own))) => Error::Missing {
+                    path: path.into(),
+                    wanted: format!("split '{split}' for {task}"),
+                    found: format!("its name says that it is '{own}'; give the folder that has both"),
+                },
+                (None, _) => missing(format!("split '{split}' for {task}")),
             }),
             _ => {
                 let sets: Vec<String> = matching.iter().map(|(found, _)| format!("{}:{split}", found.set)).collect();
@@ -284,12 +372,13 @@ impl Files {
 
     /// A file that could have been the split but can't be read.
     fn blame(&self, split: &str) -> Option<String> {
-        let mut named = self
-            .unreadable
-            .iter()
-            .map(|(path, error)| (Named::parse(&path.file_stem().unwrap_or_default().to_string_lossy()).split, error));
-        let wanted = |name: &str| split.split('+').any(|split| !splits_for(split.trim(), &[name]).is_empty());
-        named.find(|(name, _)| wanted(name)).map(|(_, error)| error.to_string())
+        let mut named = self.unreadable.iter().map(|(path, error)| (split_of(path), error));
+        let wanted = |name: Option<&str>| {
+            let name = name.unwrap_or("train");
+            // A single file is the one that was meant, whatever it is called.
+            self.single.is_some() || split.split('+').any(|split| !splits_for(split.trim(), &[name]).is_empty())
+        };
+        named.find(|(name, _)| wanted(name.as_deref())).map(|(_, error)| error.to_string())
     }
 
     fn why_not(&self) -> String {
@@ -303,9 +392,14 @@ impl Files {
 
 fn open_lines(found: &Found, chosen: &[&PathBuf], mut into: Builder) -> Result<Records> {
     let read = chosen.iter().map(|path| Lines::read(path)).collect::<Result<Vec<_>>>()?;
+    let mut numbering = Numbering::Listed;
     let labels = match list_beside(chosen.first().map_or(Path::new(""), |path| path), found)? {
         Some(labels) => labels,
         None => {
+            numbering = match read.iter().all(Lines::numbered) {
+                true => Numbering::Data,
+                false => Numbering::Counted,
+            };
             // The training file decides for every split.
             let training = found.splits.iter().find(|splits| splits.split == "train");
             let training: Vec<&PathBuf> = training.iter().flat_map(|splits| &splits.files).collect();
@@ -318,21 +412,37 @@ fn open_lines(found: &Found, chosen: &[&PathBuf], mut into: Builder) -> Result<R
     for lines in &read {
         lines.add(&labels, &mut into)?;
     }
-    into.finish(labels)
+    into.finish(labels, numbering)
+}
+
+/// Folders of classes: those of the training split number them for every split.
+fn open_classes(path: &Path, found: &Found, chosen: &[&PathBuf], mut into: Builder) -> Result<Records> {
+    let labels = match list_beside(&path.join("classes"), found)? {
+        Some(labels) => labels,
+        None => {
+            let training = found.splits.iter().find(|splits| splits.split == "train");
+            let folder = training.and_then(|splits| splits.files.first()).or(chosen.first().copied());
+            folder.map(|folder| images::classes(folder)).transpose()?.unwrap_or_default()
+        }
+    };
+    for split in chosen {
+        into.source(split);
+        images::read(split, &labels, &mut into)?;
+    }
+    into.finish(labels, Numbering::Listed)
 }
 
 struct Labels {
     names: Vec<String>,
-    /// In a file of their own, so that there can't be others.
-    listed: bool,
+    numbering: Numbering,
 }
 
 fn arrow_labels(path: &Path, found: &Found, chosen: &[&PathBuf]) -> Result<Labels> {
     if !matches!(found.task, Task::Vqa | Task::ImgCls) {
-        return Ok(Labels { names: Vec::new(), listed: false });
+        return Ok(Labels { names: Vec::new(), numbering: Numbering::Data });
     }
     if let Some(names) = list_beside(chosen.first().map_or(path, |path| path), found)? {
-        return Ok(Labels { names, listed: true });
+        return Ok(Labels { names, numbering: Numbering::Listed });
     }
     // As the Python code does: what the files themselves name.
     let files = found.splits.iter().flat_map(|splits| &splits.files);
@@ -347,7 +457,7 @@ fn arrow_labels(path: &Path, found: &Found, chosen: &[&PathBuf]) -> Result<Label
             for (label, name) in named {
                 names[label] = name;
             }
-            Ok(Labels { names, listed: false })
+            Ok(Labels { names, numbering: Numbering::Data })
         }
         _ => {
             let mut highest = None;
@@ -355,7 +465,7 @@ fn arrow_labels(path: &Path, found: &Found, chosen: &[&PathBuf]) -> Result<Label
                 highest = highest.max(arrow::highest_label(&ArrowFile::open(file)?)?);
             }
             let names = (0..highest.map_or(0, |highest| highest + 1)).map(|label| label.to_string()).collect();
-            Ok(Labels { names, listed: false })
+            Ok(Labels { names, numbering: Numbering::Data })
         }
     }
 }
@@ -441,7 +551,7 @@ mod tests {
         assert!(matches!(test.example(0).unwrap(), Example::Vqa { answered: false, targets: [], .. }));
         // Labels of a checkpoint, in another order.
         let labels = ["two".to_string(), "pink".to_string()];
-        let set = open_with(folder.path(), Task::Vqa, "train", Some(&labels)).unwrap();
+        let set = open(folder.path(), Task::Vqa, "train").unwrap().relabelled(&labels).unwrap();
         assert!(matches!(set.example(0).unwrap(), Example::Vqa { targets: [Target { label: 1, .. }], .. }));
         assert!(matches!(set.example(1).unwrap(), Example::Vqa { targets: [], answered: true, .. }));
     }
@@ -472,7 +582,8 @@ mod tests {
         let set = open(folder.path(), Task::ImgCls, "train").unwrap();
         assert_eq!(set.labels(), ["cat", "dog"]);
         assert!(matches!(set.example(0).unwrap(), Example::ImgCls { label: 1, .. }));
-        let error = open_with(folder.path(), Task::ImgCls, "train", Some(&["cat".into()])).unwrap_err().to_string();
+        let error = open(folder.path(), Task::ImgCls, "train").unwrap().relabelled(&["cat".into()]);
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("class 'dog' is none of the 1 given"), "{error}");
     }
 
@@ -489,13 +600,17 @@ mod tests {
         let set = open(folder.path(), Task::Vqa, "train").unwrap();
         assert_eq!(set.len(), 397);
         let sample: Vec<String> = set.broken().sample().iter().map(|row| row.to_string()).collect();
-        assert!(sample.iter().any(|row| row.contains("train.jsonl row 5: there is no image 'none.png'")), "{sample:?}");
-        assert!(sample.iter().any(|row| row.contains("row 3: no such line")) && sample.len() == 3, "{sample:?}");
+        assert!(sample.iter().any(|row| row == "train.jsonl line 6: there is no image 'none.png'"), "{sample:?}");
+        assert!(
+            sample.iter().any(|row| row.starts_with("train.jsonl line 4: not JSON: EOF")) && sample.len() == 3,
+            "{sample:?}"
+        );
         lines[4] = "no JSON".into();
         lines[6] = "no JSON".into();
         write(folder.path(), "train.jsonl", &lines.join("\n"));
         let error = open(folder.path(), Task::Vqa, "train").unwrap_err().to_string();
-        assert!(error.starts_with("5 of 400 rows are broken"), "{error}");
+        assert!(error.starts_with("train.jsonl line 4: not JSON"), "{error}");
+        assert!(error.contains("; 5 of 400 rows are broken"), "{error}");
     }
 
     #[test]
@@ -537,6 +652,220 @@ mod tests {
     fn the_built_in_set_by_its_name() {
         assert_eq!(open(Path::new("toy"), Task::Vqa, "val").unwrap().images(), 256);
         assert_eq!(survey(Path::new("toy")).unwrap().len(), 4);
+    }
+
+    /// A picture of its own and a question about it, so that splits can be told apart.
+    fn question(folder: &Path, file: &str) {
+        write(folder, "a.png", "A");
+        write(folder, file, "{\"image\": \"a.png\", \"question\": \"is it?\", \"answer\": \"yes\"}\n");
+    }
+
+    #[test]
+    fn a_single_file_is_no_other_split_than_its_name_says() {
+        let folder = tempfile::tempdir().unwrap();
+        question(folder.path(), "pets_train.jsonl");
+        let file = folder.path().join("pets_train.jsonl");
+        for split in ["test", "val", "train+val"] {
+            let error = open(&file, Task::Vqa, split).unwrap_err().to_string();
+            let said = format!(
+                "pets_train.jsonl: no split '{split}' for vqa; its name says that it is 'train'; give the folder that has both"
+            );
+            assert!(error.ends_with(&said), "{error}");
+        }
+        assert_eq!(open(&file, Task::Vqa, "train").unwrap().name(), "pets train");
+        assert_eq!(own_split(&file).as_deref(), Some("train"));
+        // As in folders, dev is a val.
+        question(folder.path(), "pets_dev.jsonl");
+        let dev = open(&folder.path().join("pets_dev.jsonl"), Task::Vqa, "val").unwrap();
+        assert_eq!(dev.name(), "pets val (dev)");
+    }
+
+    #[test]
+    fn a_single_file_without_a_split_claims_none() {
+        let folder = tempfile::tempdir().unwrap();
+        question(folder.path(), "pets.jsonl");
+        let file = folder.path().join("pets.jsonl");
+        for split in ["train", "val", "test"] {
+            assert_eq!(open(&file, Task::Vqa, split).unwrap().name(), "pets");
+        }
+        assert_eq!(own_split(&file), None);
+        let (train, val) = (open(&file, Task::Vqa, "train").unwrap(), open(&file, Task::Vqa, "val").unwrap());
+        assert_eq!(train.sources(), val.sources());
+        assert_eq!(train.sources(), [file.canonicalize().unwrap()]);
+    }
+
+    #[test]
+    fn half_of_the_splits_asked_for_is_not_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        question(folder.path(), "train.jsonl");
+        let error = open(folder.path(), Task::Vqa, "train+restval").unwrap_err().to_string();
+        assert!(error.contains("no split 'train+restval' for vqa; there are vqa (train)"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_costs_no_line() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "a.png", "A");
+        let line = "{\"image\": \"a.png\", \"caption\": \"one\"}\r\n{\"image\": \"a.png\", \"caption\": \"two\"}\r\n";
+        write(folder.path(), "train.jsonl", &format!("\u{feff}{line}"));
+        let set = open(folder.path(), Task::Irtr, "train").unwrap();
+        assert_eq!((set.image(0).unwrap().captions, set.broken().count()), (vec!["one", "two"], 0));
+    }
+
+    #[test]
+    fn a_broken_row_is_named_by_file_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "a.png", "A");
+        let error = |lines: &str| {
+            write(folder.path(), "pets_train.jsonl", lines);
+            let error = open(folder.path(), open_task(lines), "train").unwrap_err().to_string();
+            error.split_once("pets_train.jsonl").expect("the file is named").1.to_owned()
+        };
+        fn open_task(lines: &str) -> Task {
+            if lines.contains("question") { Task::Vqa } else { Task::Irtr }
+        }
+        const GOOD: &str = "{\"image\": \"a.png\", \"caption\": \"a dog\"}\n";
+        const ASKED: &str = "{\"image\": \"a.png\", \"question\": \"?\", \"answer\": \"yes\"}\n";
+        for (lines, said) in [
+            (
+                format!("{GOOD}{{\"image\": \"a.png\", \"caption\": 5}}"),
+                " line 2: \"caption\" is 5, expected a text or a list of texts; 1 of 2 rows are broken, more than 1 %",
+            ),
+            (
+                format!("{GOOD}{{\"image\": \"a.png\", \"captions\": [\"a\", 5]}}"),
+                " line 2: \"captions\" is [5], expected a text or a list of texts",
+            ),
+            (format!("{GOOD}\n\n{{\"image\": 7, \"caption\": \"a\"}}"), " line 4: \"image\" is 7, expected a text"),
+            (format!("{GOOD}{{\"image\": \"a.png\","), " line 2: not JSON: EOF while parsing a value at column"),
+            (format!("{GOOD}[1]"), " line 2: not a JSON object, such as "),
+            (
+                format!("{ASKED}{{\"image\": \"a.png\", \"question\": \"?\", \"question_id\": \"x\"}}"),
+                " line 2: \"question_id\" is \"x\", expected a whole number",
+            ),
+            (
+                format!("{ASKED}{{\"image\": \"a.png\", \"question\": \"?\", \"answers\": [3]}}"),
+                " line 2: \"answers\" is [3], expected a list of texts",
+            ),
+            (format!("{ASKED}{{\"image\": \"b.png\", \"question\": \"?\"}}"), " line 2: there is no image 'b.png'"),
+        ] {
+            let error = error(&lines);
+            assert!(error.starts_with(said), "{lines}: {error}");
+        }
+        // Where no line is an example, the first is what there is to say.
+        let error = error("{\"image\": \"a.png\", \"caption\": 5}");
+        let said = ": no line of it is an example: line 1: \"caption\" is 5, expected a text or a list of texts";
+        assert!(error.ends_with(said), "{error}");
+    }
+
+    #[test]
+    fn more_broken_rows_are_allowed_where_that_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        question(folder.path(), "train.jsonl");
+        let good = fs::read_to_string(folder.path().join("train.jsonl")).unwrap();
+        write(folder.path(), "train.jsonl", &format!("{good}no JSON\n{good}"));
+        let open = |max_broken| {
+            let opening = Opening { max_broken, ..Opening::default() };
+            open_as(folder.path(), Task::Vqa, "train", &opening).map(|set| (set.len(), set.broken().count()))
+        };
+        assert_eq!(open(0.5).unwrap(), (2, 1));
+        let error = open(0.3).unwrap_err().to_string();
+        assert!(error.contains("1 of 3 rows are broken, more than 30 %"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_for_each_class_is_image_classification() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["train/dog/1.jpg", "train/cat/deep/2.PNG", "train/cat/3.jpg", "val/dog/4.jpg", "val/.x/5.jpg"] {
+            write(folder.path(), name, name);
+        }
+        write(folder.path(), "train/cat/notes.txt", "no image");
+        fs::create_dir(folder.path().join("train/empty")).unwrap();
+        let set = open(folder.path(), Task::ImgCls, "train").unwrap();
+        assert_eq!((set.labels(), set.len(), set.name()), (&["cat".to_string(), "dog".into()][..], 3, "train"));
+        let Example::ImgCls { image, label, image_id } = set.example(2).unwrap() else { panic!() };
+        assert_eq!((&image[..], label, image_id), (&b"train/dog/1.jpg"[..], 1, "dog/1.jpg"));
+        // The training split numbers the classes.
+        let val = open(folder.path(), Task::ImgCls, "val").unwrap();
+        assert!(matches!(val.example(0).unwrap(), Example::ImgCls { label: 1, .. }));
+        assert_eq!((val.len(), val.labels().len()), (1, 2));
+        let error = open(folder.path(), Task::ImgCls, "test").unwrap_err().to_string();
+        assert!(error.ends_with("no split 'test' for img_cls; there are img_cls (train, val)"), "{error}");
+        assert!(val.skip(0, "no JPEG").unwrap_err().to_string().starts_with("dog/4.jpg: no JPEG; 1 of 1 rows"));
+        write(folder.path(), "val/bird/6.jpg", "");
+        let error = open(folder.path(), Task::ImgCls, "val").unwrap_err().to_string();
+        assert!(error.starts_with("bird/6.jpg: the training split has no class 'bird'; 1 of 2 rows"), "{error}");
+        // The folder of one split is that split; one without a name is whatever is asked for.
+        let train = folder.path().join("train");
+        assert_eq!(open(&train, Task::ImgCls, "train").unwrap().len(), 3);
+        let error = open(&train, Task::ImgCls, "val").unwrap_err().to_string();
+        assert!(error.contains("its name says that it is 'train'"), "{error}");
+        fs::rename(&train, folder.path().join("pets")).unwrap();
+        let pets = folder.path().join("pets");
+        assert_eq!(open(&pets, Task::ImgCls, "val").unwrap().sources(), [pets.canonicalize().unwrap()]);
+    }
+
+    #[test]
+    fn hugging_faces_metadata_is_captions() {
+        let folder = tempfile::tempdir().unwrap();
+        for split in ["train", "validation"] {
+            write(folder.path(), &format!("{split}/a.jpg"), split);
+            let lines = "{\"file_name\": \"a.jpg\", \"text\": \"a dog\"}\n";
+            write(folder.path(), &format!("{split}/metadata.jsonl"), lines);
+        }
+        let set = open(folder.path(), Task::Irtr, "train").unwrap();
+        let image = set.image(0).unwrap();
+        assert_eq!((&image.image[..], image.captions), (&b"train"[..], vec!["a dog"]));
+        assert_eq!(open(folder.path(), Task::Irtr, "val").unwrap().image(0).unwrap().image, &b"validation"[..]);
+        let one = open(&folder.path().join("train"), Task::Irtr, "train").unwrap();
+        assert_eq!((one.len(), one.origin(0).as_str()), (1, "train/metadata.jsonl line 1"));
+        assert!(open(&folder.path().join("train"), Task::Irtr, "test").is_err());
+        // Labels make it another task.
+        write(folder.path(), "train/metadata.jsonl", "{\"file_name\": \"a.jpg\", \"label\": 0, \"text\": \"a dog\"}");
+        assert_eq!(open(&folder.path().join("train"), Task::ImgCls, "train").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn other_formats_say_what_converts_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = |path: &str| open(&folder.path().join(path), Task::Irtr, "train").unwrap_err().to_string();
+        write(folder.path(), "it's.parquet", "PAR1");
+        let parquet = error("it's.parquet");
+        assert!(
+            parquet.contains("it's.parquet: a Parquet file isn't read; this makes it readable: python3 -c \"import")
+        );
+        assert!(parquet.ends_with("it'\\''s.parquet'"), "quoted for the shell: {parquet}");
+        write(folder.path(), "pets.csv", "\u{feff}image,caption\na.jpg,a dog\n");
+        let csv = error("pets.csv");
+        assert!(csv.contains("csv.DictReader(open(sys.argv[1]") && csv.ends_with("pets.jsonl"), "{csv}");
+        write(folder.path(), "pets.tsv", "url\tcaption\n");
+        let tsv = error("pets.tsv");
+        assert!(
+            tsv.contains("delimiter='\\t'") && tsv.contains("its first line must name the columns: image"),
+            "{tsv}"
+        );
+        let mut tar = vec![0u8; 2048];
+        tar[..9].copy_from_slice(b"00001.png");
+        tar[124..135].copy_from_slice(b"00000000003");
+        tar[1024..1033].copy_from_slice(b"00001.cls");
+        tar[1148..1159].copy_from_slice(b"00000000001");
+        fs::write(folder.path().join("wds.tar"), tar).unwrap();
+        let tar = error("wds.tar");
+        assert!(tar.contains("'label': int(") && tar.contains("**/*.png"), "{tar}");
+        // Folders say it too.
+        write(folder.path(), "hub/data/train-00000-of-00002.parquet", "PAR1");
+        let hub = error("hub");
+        assert!(hub.contains("hub/train.arrow") && hub.contains("hub/data/train*.parquet; the other splits"), "{hub}");
+        for name in ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"] {
+            write(folder.path(), &format!("saved/validation/{name}"), "{}");
+        }
+        for path in ["saved", "saved/validation"] {
+            let saved = error(path);
+            assert!(saved.contains("a folder that datasets.save_to_disk wrote isn't read"), "{saved}");
+            assert!(saved.contains("validation.arrow") && saved.contains("validation/data-*.arrow"), "{saved}");
+        }
+        write(folder.path(), "photos/a.jpg", "");
+        let photos = error("photos");
+        assert!(photos.contains("it has images, such as a.jpg, but nothing says what they show"), "{photos}");
     }
 
     #[test]

@@ -4,8 +4,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
-use super::{Broken, BrokenRow, Captioned, Dataset, Error, Example, Result, Target, Task};
+use super::broken::{MAX_BROKEN, Unit};
+use super::{Broken, BrokenRow, Captioned, Dataset, Error, Example, Outside, Result, Target, Task};
 
 /// Where encoded images lie.
 pub(super) trait Pictures: Send + Sync {
@@ -24,7 +26,10 @@ impl Pictures for Vec<Vec<u8>> {
 pub struct Records {
     name: String,
     task: Task,
-    files: Vec<String>,
+    /// Names as messages have them, and what a row is in each.
+    files: Vec<(String, Unit)>,
+    /// Files and folders whose whole content this split is.
+    sources: Vec<PathBuf>,
     pictures: Vec<Box<dyn Pictures>>,
     /// By row, one image or two.
     images: Vec<[At; 2]>,
@@ -41,15 +46,39 @@ pub struct Records {
     /// By example.
     facts: Facts,
     labels: Vec<String>,
+    numbering: Numbering,
     broken: Broken,
+}
+
+/// Where labels have their numbers from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Numbering {
+    /// The data itself says numbers: there may be higher ones than those that occur in it.
+    Data,
+    /// A list in a file, or folders by name: all labels are there, in an order that others have too.
+    Listed,
+    /// This program numbered the names that occur, the most frequent first.
+    #[default]
+    Counted,
 }
 
 /// What is known of each example beside its text.
 enum Facts {
     Irtr,
-    Vqa { question_ids: Vec<i64>, answered: Vec<bool>, targets: Vec<Target>, target_ends: Vec<usize> },
-    Nlvr2 { labels: Vec<Option<bool>> },
-    ImgCls { labels: Vec<u32> },
+    Vqa {
+        question_ids: Vec<i64>,
+        answered: Vec<bool>,
+        targets: Vec<Target>,
+        target_ends: Vec<usize>,
+        /// Answers that are none of the labels.
+        outside: Vec<usize>,
+    },
+    Nlvr2 {
+        labels: Vec<Option<bool>>,
+    },
+    ImgCls {
+        labels: Vec<u32>,
+    },
 }
 
 /// An image: which source, and where in it.
@@ -87,14 +116,16 @@ impl Records {
         let new: Vec<Option<u32>> = self.labels.iter().map(|label| by_name.get(label.as_str()).copied()).collect();
         match &mut self.facts {
             Facts::Irtr | Facts::Nlvr2 { .. } => return Ok(self),
-            Facts::Vqa { targets, target_ends, .. } => {
+            Facts::Vqa { targets, target_ends, outside, .. } => {
                 let mut kept = Vec::with_capacity(targets.len());
                 let mut start = 0;
-                for end in target_ends.iter_mut() {
+                for (end, outside) in target_ends.iter_mut().zip(outside) {
+                    let before = kept.len();
                     kept.extend(targets[start..*end].iter().filter_map(|target| {
                         let label = new.get(target.label as usize).copied().flatten()?;
                         Some(Target { label, ..*target })
                     }));
+                    *outside += (*end - start) - (kept.len() - before);
                     start = *end;
                     *end = kept.len();
                 }
@@ -113,18 +144,39 @@ impl Records {
         Ok(self)
     }
 
+    /// Where [`Dataset::labels`] have their numbers from.
+    pub fn numbering(&self) -> Numbering {
+        self.numbering
+    }
+
+    /// As many labels as a head has: those that don't occur in the data are called `unknown`.
+    #[must_use]
+    pub fn padded(mut self, labels: usize) -> Records {
+        if self.labels.len() < labels {
+            self.labels.resize(labels, "unknown".into());
+        }
+        self
+    }
+
+    /// Files and folders that this split is the whole content of: two splits that share one share examples. Empty where
+    /// splits are cut out of one file, as easy-VQA's are.
+    pub fn sources(&self) -> &[PathBuf] {
+        &self.sources
+    }
+
     fn bytes(&self, at: At) -> std::result::Result<Cow<'_, [u8]>, String> {
         self.pictures.get(at.source as usize).ok_or("no such image".to_string())?.get(at.index as usize)
     }
 
     fn row_image(&self, row: usize, side: usize) -> Result<Cow<'_, [u8]>> {
         let at = self.images.get(row).ok_or_else(|| self.beyond(row))?[side];
-        self.bytes(at)
-            .map_err(|cause| Error::file(&self.files[self.origins[row].0 as usize], self.row_says(row, &cause)))
+        self.bytes(at).map_err(|cause| Error::Row(self.broken_row(row, cause)))
     }
 
-    fn row_says(&self, row: usize, cause: &str) -> String {
-        format!("row {}: {cause}", self.origins[row].1)
+    fn broken_row(&self, row: usize, cause: impl Into<String>) -> BrokenRow {
+        let (file, row) = self.origins[row];
+        let (file, unit) = self.files[file as usize].clone();
+        BrokenRow { file, unit, row: row as usize + 1, cause: cause.into() }
     }
 
     fn row_of(&self, index: usize) -> Result<usize> {
@@ -136,8 +188,7 @@ impl Records {
     }
 
     fn skip_row(&self, row: usize, cause: &str) -> Result<()> {
-        let (file, row) = self.origins[row];
-        self.broken.skip(BrokenRow { file: self.files[file as usize].clone(), row: row as usize, cause: cause.into() })
+        self.broken.skip(self.broken_row(row, cause))
     }
 }
 
@@ -160,7 +211,7 @@ impl Dataset for Records {
         let text = self.texts.get(index);
         Ok(match &self.facts {
             Facts::Irtr => Example::Irtr { image, caption: text, image_index: row },
-            Facts::Vqa { question_ids, answered, targets, target_ends } => Example::Vqa {
+            Facts::Vqa { question_ids, answered, targets, target_ends, .. } => Example::Vqa {
                 image,
                 question: text,
                 targets: &targets[start_of(target_ends, index)..target_ends[index]],
@@ -207,6 +258,26 @@ impl Dataset for Records {
 
     fn broken(&self) -> &Broken {
         &self.broken
+    }
+
+    fn origin(&self, index: usize) -> String {
+        match self.row_of(index) {
+            Ok(row) => self.broken_row(row, "").place(),
+            Err(_) => self.name.clone(),
+        }
+    }
+
+    fn outside(&self) -> Outside {
+        let Facts::Vqa { answered, target_ends, outside, .. } = &self.facts else { return Outside::default() };
+        let mut found = Outside::default();
+        for index in (0..self.rows.len()).filter(|&index| answered[index]) {
+            let inside = target_ends[index] - start_of(target_ends, index);
+            found.questions += 1;
+            found.unanswerable += usize::from(inside == 0);
+            found.answers += inside + outside[index];
+            found.outside += outside[index];
+        }
+        found
     }
 
     fn skip(&self, index: usize, cause: &str) -> Result<()> {
@@ -261,6 +332,8 @@ pub(super) struct Question<'a> {
     pub text: &'a str,
     pub id: i64,
     pub targets: Vec<Target>,
+    /// Answers that are none of the labels.
+    pub outside: usize,
     pub answered: bool,
 }
 
@@ -277,6 +350,7 @@ pub(super) enum Texts<'a> {
 pub(super) struct Builder {
     records: Records,
     broken: Vec<BrokenRow>,
+    max_broken: f64,
 }
 
 impl Builder {
@@ -288,6 +362,7 @@ impl Builder {
                 answered: Vec::new(),
                 targets: Vec::new(),
                 target_ends: Vec::new(),
+                outside: Vec::new(),
             },
             Task::Nlvr2 => Facts::Nlvr2 { labels: Vec::new() },
             Task::ImgCls => Facts::ImgCls { labels: Vec::new() },
@@ -296,6 +371,7 @@ impl Builder {
             name: name.into(),
             task,
             files: Vec::new(),
+            sources: Vec::new(),
             pictures: Vec::new(),
             images: Vec::new(),
             origins: Vec::new(),
@@ -305,14 +381,27 @@ impl Builder {
             firsts: vec![0],
             facts,
             labels: Vec::new(),
-            broken: Broken::new(0),
+            numbering: Numbering::default(),
+            broken: Broken::new(0, MAX_BROKEN),
         };
-        Builder { records, broken: Vec::new() }
+        Builder { records, broken: Vec::new(), max_broken: MAX_BROKEN }
     }
 
-    /// Rows that follow come from this file.
-    pub fn file(&mut self, name: impl Into<String>) {
-        self.records.files.push(name.into());
+    /// The share of the rows that may be broken, 0 to 1, instead of [`MAX_BROKEN`].
+    #[must_use]
+    pub fn allowing(mut self, max_broken: f64) -> Builder {
+        self.max_broken = max_broken;
+        self
+    }
+
+    /// Rows that follow come from this file, which messages call `name`.
+    pub fn file(&mut self, name: impl Into<String>, unit: Unit) {
+        self.records.files.push((name.into(), unit));
+    }
+
+    /// All of a file or folder goes into the split.
+    pub fn source(&mut self, path: &Path) {
+        self.records.sources.push(path.canonicalize().unwrap_or_else(|_| path.into()));
     }
 
     /// The images of rows that follow may lie here: the number for [`At::source`].
@@ -321,7 +410,7 @@ impl Builder {
         (self.records.pictures.len() - 1) as u32
     }
 
-    /// Adds a row; one that lacks something is broken. `images` has two for NLVR2, else one.
+    /// Adds a row, counted from 0; one that lacks something is broken. `images` has two for NLVR2, else one.
     ///
     /// # Errors
     /// More than 2³² examples.
@@ -345,8 +434,9 @@ impl Builder {
         let number = records.images.len() as u32;
         match (&mut records.facts, texts) {
             (Facts::Irtr, Texts::Captions(captions)) => captions.into_iter().for_each(|text| records.texts.push(text)),
-            (Facts::Vqa { question_ids, answered, targets, target_ends }, Texts::Questions(questions)) => {
+            (Facts::Vqa { question_ids, answered, targets, target_ends, outside }, Texts::Questions(questions)) => {
                 for question in questions {
+                    outside.push(question.outside);
                     records.texts.push(question.text);
                     question_ids.push(question.id);
                     answered.push(question.answered);
@@ -376,29 +466,32 @@ impl Builder {
         Ok(())
     }
 
-    /// Notes a row of the current file that can't be used.
+    /// Notes a row of the current file, counted from 0, that can't be used.
     pub fn broken(&mut self, row: usize, cause: impl Into<String>) {
-        let file = self.records.files.last().cloned().unwrap_or_default();
-        self.broken.push(BrokenRow { file, row, cause: cause.into() });
+        let (file, unit) = self.records.files.last().cloned().unwrap_or_default();
+        self.broken.push(BrokenRow { file, unit, row: row + 1, cause: cause.into() });
     }
 
     /// # Errors
-    /// More than 1 % of the rows are broken, or none is left.
-    pub fn finish(mut self, labels: Vec<String>) -> Result<Records> {
+    /// More rows are broken than may be, or none is left.
+    pub fn finish(mut self, labels: Vec<String>, numbering: Numbering) -> Result<Records> {
         let rows = self.records.images.len() + self.broken.len();
-        self.records.broken = Broken::new(rows);
+        self.records.broken = Broken::new(rows, self.max_broken);
         // The count in the message should be that of all, not of those up to the first too many.
         let count = self.broken.len();
         for row in self.broken {
-            if let Err(Error::TooManyBroken { rows, first, .. }) = self.records.broken.skip(row) {
-                return Err(Error::TooManyBroken { broken: count, rows, first });
+            if let Err(Error::TooManyBroken { first, .. }) = self.records.broken.skip(row) {
+                return Err(self.records.broken.too_many(count, first));
             }
         }
         if self.records.images.is_empty() {
-            let file = self.records.files.first().cloned().unwrap_or_else(|| self.records.name.clone());
+            if let Some(first) = self.records.broken.sample().into_iter().next() {
+                return Err(Error::Argument(format!("{first}; no row is left")));
+            }
+            let file = self.records.files.first().map_or(&self.records.name, |(name, _)| name);
             return Err(Error::file(file, "there is no row in it"));
         }
-        self.records.labels = labels;
+        (self.records.labels, self.records.numbering) = (labels, numbering);
         Ok(self.records)
     }
 }
@@ -409,11 +502,11 @@ mod tests {
 
     fn two_images() -> Records {
         let mut builder = Builder::new("two", Task::Irtr);
-        builder.file("memory");
+        builder.file("memory", Unit::Row);
         let source = builder.pictures(Box::new(vec![vec![1], vec![2, 2]]));
         builder.row(0, &[At { source, index: 0 }], "a", Texts::Captions(vec!["x", "y"])).unwrap();
         builder.row(1, &[At { source, index: 1 }], "b", Texts::Captions(vec!["z"])).unwrap();
-        builder.finish(Vec::new()).unwrap()
+        builder.finish(Vec::new(), Numbering::Counted).unwrap()
     }
 
     #[test]
@@ -444,19 +537,24 @@ mod tests {
     #[test]
     fn labels_of_a_head_replace_those_of_the_set() {
         let mut builder = Builder::new("q", Task::Vqa);
-        builder.file("memory");
+        builder.file("memory", Unit::Row);
         let source = builder.pictures(Box::new(vec![vec![1]]));
         let targets = vec![Target { label: 0, score: 1.0 }, Target { label: 1, score: 0.3 }];
-        let first = Question { text: "?", id: 7, targets, answered: true };
-        let second = Question { text: "??", id: 8, targets: vec![Target { label: 1, score: 0.9 }], answered: true };
+        let first = Question { text: "?", id: 7, targets, outside: 0, answered: true };
+        let second =
+            Question { text: "??", id: 8, targets: vec![Target { label: 0, score: 0.9 }], outside: 1, answered: true };
         builder.row(0, &[At { source, index: 0 }], "a", Texts::Questions(vec![first, second])).unwrap();
-        let set = builder.finish(vec!["red".into(), "blue".into()]).unwrap();
+        let set = builder.finish(vec!["red".into(), "blue".into()], Numbering::Listed).unwrap();
+        let before = Outside { questions: 2, unanswerable: 0, answers: 4, outside: 1 };
+        assert_eq!(set.outside(), before);
         let set = set.relabelled(&["green".into(), "yes".into(), "blue".into()]).unwrap();
         let targets = |index| match set.example(index).unwrap() {
             Example::Vqa { targets, .. } => targets.to_vec(),
             _ => panic!(),
         };
         assert_eq!(targets(0), [Target { label: 2, score: 0.3 }]);
-        assert_eq!(targets(1), [Target { label: 2, score: 0.9 }]);
+        assert_eq!(targets(1), []);
+        assert_eq!(set.outside(), Outside { unanswerable: 1, outside: 3, ..before });
+        assert_eq!(set.truncated(1).outside(), Outside { questions: 1, unanswerable: 0, answers: 2, outside: 1 });
     }
 }

@@ -8,8 +8,9 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use rand_chacha::rand_core::RngCore;
 use rayon::prelude::*;
 
+use super::broken::Unit;
 use super::order::{self, permutation, stream};
-use super::records::{At, Builder, Question, Texts};
+use super::records::{At, Builder, Numbering, Question, Texts};
 use super::{Error, Records, Result, Target, Task};
 
 /// What to draw.
@@ -124,11 +125,11 @@ impl Toy {
         // Texts draw from streams of their own, so that images are the same for every task.
         let draw_text = |index: usize| Draw(stream(self.seed, number as u64, order::TOY, (count + index) as u64));
         let mut into = Builder::new(format!("toy {split}"), task);
-        into.file(format!("toy {split}"));
+        into.file(format!("toy {split}"), Unit::Row);
         let source = into.pictures(Box::new(images));
         if task == Task::Nlvr2 {
             self.pairs(split, &things, source, &mut draw_text(0), &mut into)?;
-            return into.finish(Vec::new());
+            return into.finish(Vec::new(), Numbering::Listed);
         }
         let labels = labels(task);
         let label = |name: &str| labels.iter().position(|label| label == name).unwrap_or(0) as u32;
@@ -142,6 +143,7 @@ impl Toy {
                         text: question,
                         id: (row * 10 + place) as i64,
                         targets: vec![Target { label: label(answer), score: 1.0 }],
+                        outside: 0,
                         answered: true,
                     });
                     into.row(row, &at, &id, Texts::Questions(questions.collect()))?;
@@ -155,7 +157,7 @@ impl Toy {
                 }
             }
         }
-        into.finish(labels)
+        into.finish(labels, Numbering::Listed)
     }
 
     /// What each image shows: all things once in some order, then again in another.

@@ -5,6 +5,7 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use image::error::ImageError;
+use image::metadata::Orientation;
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::Rgb;
@@ -46,7 +47,9 @@ pub enum Error {
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The image in a file, or on standard input for `-`; see [`decode`].
+/// The image in a file, or on standard input for `-`, as its viewer shows it: as [`decode`], with the camera's orientation
+/// mark (EXIF) applied. For photographs that a user brings along; data sets go through [`decode`], as models are trained
+/// on them without it.
 pub fn open(path: impl AsRef<Path>) -> Result<Rgb> {
     let path = path.as_ref();
     let mut bytes = Vec::new();
@@ -55,7 +58,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Rgb> {
         false => File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)),
     };
     read.map_err(|error| Error::Io { path: path.into(), error })?;
-    let image = if bytes.len() as u64 > MAX_FILE { Err(Error::TooLong) } else { decode(&bytes) };
+    let image = if bytes.len() as u64 > MAX_FILE { Err(Error::TooLong) } else { decode_as(&bytes, true) };
     image.map_err(|error| Error::File { path: path.into(), error: Box::new(error) })
 }
 
@@ -70,6 +73,11 @@ pub fn open(path: impl AsRef<Path>) -> Result<Rgb> {
 /// [`Error`] when the bytes are no such image, broken, cut short, or too large ([`MAX_PIXELS`], [`MAX_SIDE`]). As in Pillow, damage
 /// that leaves a JPEG's structure whole isn't seen.
 pub fn decode(bytes: &[u8]) -> Result<Rgb> {
+    decode_as(bytes, false)
+}
+
+/// As [`decode`]; `upright` applies the orientation mark.
+fn decode_as(bytes: &[u8], upright: bool) -> Result<Rgb> {
     if bytes.is_empty() {
         return Err(Error::Empty);
     }
@@ -86,7 +94,7 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb> {
     if format == ImageFormat::Jpeg && !has_end(bytes) {
         return Err(Error::Broken { format: name, reason: "cut short: no end-of-image mark".into() });
     }
-    pixels(bytes, format).map_err(|failure| match failure {
+    pixels(bytes, format, upright).map_err(|failure| match failure {
         Failure::TooLarge { width, height } => Error::TooLarge { width, height },
         Failure::NoPixels => Error::Broken { format: name, reason: "no pixels".into() },
         Failure::Decoder(ImageError::Limits(_)) => Error::TooMuchMemory,
@@ -115,7 +123,7 @@ impl From<ImageError> for Failure {
     }
 }
 
-fn pixels(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Failure> {
+fn pixels(bytes: &[u8], format: ImageFormat, upright: bool) -> Result<Rgb, Failure> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_ALLOCATION);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -131,6 +139,11 @@ fn pixels(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Failure> {
     }
     limits.reserve(decoder.total_bytes())?;
     decoder.set_limits(limits)?;
+    // A damaged mark says nothing, and is no reason to refuse the pixels.
+    let orientation = match upright {
+        true => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+        false => Orientation::NoTransforms,
+    };
     let colour = decoder.color_type();
     let mut samples = vec![0; decoder.total_bytes() as usize];
     decoder.read_image(&mut samples)?;
@@ -152,7 +165,33 @@ fn pixels(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Failure> {
             return Err(Failure::Decoder(ImageError::IoError(reason)));
         }
     };
-    Ok(Rgb { width: width as usize, height: height as usize, pixels })
+    Ok(turned(Rgb { width: width as usize, height: height as usize, pixels }, orientation))
+}
+
+/// An image, turned and mirrored as its orientation mark says.
+fn turned(image: Rgb, orientation: Orientation) -> Rgb {
+    let (w, h) = (image.width, image.height);
+    // Where the pixel in column x of row y of the result comes from.
+    type From = fn(usize, usize, usize, usize) -> (usize, usize);
+    let (from, swaps): (From, bool) = match orientation {
+        Orientation::NoTransforms => return image,
+        Orientation::FlipHorizontal => (|x, y, w, _| (w - 1 - x, y), false),
+        Orientation::Rotate180 => (|x, y, w, h| (w - 1 - x, h - 1 - y), false),
+        Orientation::FlipVertical => (|x, y, _, h| (x, h - 1 - y), false),
+        Orientation::Rotate90FlipH => (|x, y, _, _| (y, x), true),
+        Orientation::Rotate90 => (|x, y, _, h| (y, h - 1 - x), true),
+        Orientation::Rotate270FlipH => (|x, y, w, h| (w - 1 - y, h - 1 - x), true),
+        Orientation::Rotate270 => (|x, y, w, _| (w - 1 - y, x), true),
+    };
+    let (width, height) = if swaps { (h, w) } else { (w, h) };
+    let mut pixels = Vec::with_capacity(image.pixels.len());
+    for y in 0..height {
+        for x in 0..width {
+            let (x, y) = from(x, y, w, h);
+            pixels.extend(image.pixel(x, y));
+        }
+    }
+    Rgb { width, height, pixels }
 }
 
 /// Pixels of `channels` 16-bit samples in the machine's byte order.
@@ -201,6 +240,25 @@ fn has_end(bytes: &[u8]) -> bool {
                     return false;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_orientation_is_turned_as_the_image_crate_turns_it() {
+        let pixels: Vec<u8> = (0..2 * 3 * 3).collect();
+        for mark in 1..=8 {
+            let orientation = Orientation::from_exif(mark).expect("a mark");
+            let ours = turned(Rgb { width: 2, height: 3, pixels: pixels.clone() }, orientation);
+            let theirs = image::RgbImage::from_raw(2, 3, pixels.clone()).expect("an image");
+            let mut theirs = image::DynamicImage::from(theirs);
+            theirs.apply_orientation(orientation);
+            let (width, height) = (theirs.width() as usize, theirs.height() as usize);
+            assert_eq!(ours, Rgb { width, height, pixels: theirs.into_rgb8().into_raw() }, "{mark}");
         }
     }
 }

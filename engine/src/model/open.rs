@@ -67,7 +67,8 @@ impl Opened {
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub layer: usize,
-    pub expert: Expert,
+    /// Whose weights it goes to; `None` where all modalities share them.
+    pub expert: Option<Expert>,
     pub site: Site,
     /// [tokens, width], row by row
     pub width: usize,
@@ -78,7 +79,7 @@ pub struct Seen {
 pub trait Inspector: Runner {
     /// See [`probe`].
     fn probe(&self, batch: &ProbeBatch) -> Result<Vec<HostTensor>>;
-    /// Hands `see` the input of every linear layer with experts in a forward pass of texts and of images alone.
+    /// Hands `see` the input of every linear layer in a forward pass of texts and of images alone.
     fn watch_apart(&self, texts: &Texts, images: &Images, see: &mut dyn FnMut(Seen)) -> Result<()>;
     /// The same in a joint pass. `image_type`: 1, or 2 for NLVR2's second image.
     fn watch_joint(&self, texts: &Texts, images: &Images, image_type: usize, see: &mut dyn FnMut(Seen)) -> Result<()>;
@@ -108,7 +109,7 @@ impl<B: Backend> Inspector for Session<B> {
     }
 }
 
-fn seen<B: Backend>(layer: usize, expert: Expert, site: Site, input: &Tensor<B, 3>) -> Seen {
+fn seen<B: Backend>(layer: usize, expert: Option<Expert>, site: Site, input: &Tensor<B, 3>) -> Seen {
     Seen { layer, expert, site, width: input.dims()[2], values: values(input.clone()) }
 }
 

@@ -89,7 +89,7 @@ pub struct VlModel<B: BurnBackend> {
     pub img_cls_classifier: Option<Linear<B>>,
 }
 
-/// The input of a linear layer with experts, as [`Pass::tap`] sees it.
+/// The input of a linear layer, as [`Pass::tap`] sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     Qkv,
@@ -98,8 +98,8 @@ pub enum Site {
     Fc2,
 }
 
-/// Called with layer, expert, site and the input [batch, tokens, d].
-pub type Tap<'a, B> = &'a mut dyn FnMut(usize, Expert, Site, &Tensor<B, 3>);
+/// Called with layer, expert (`None` where all modalities share the weights), site and the input [batch, tokens, d].
+pub type Tap<'a, B> = &'a mut dyn FnMut(usize, Option<Expert>, Site, &Tensor<B, 3>);
 
 /// What a block is applied to.
 #[derive(Clone, Debug)]
@@ -166,7 +166,7 @@ impl<B: BurnBackend> Pass<'_, B> {
         Pass { precision, noise: None, tap: None, tape: None }
     }
 
-    fn see(&mut self, layer: usize, expert: Expert, site: Site, input: &Tensor<B, 3>) {
+    fn see(&mut self, layer: usize, expert: Option<Expert>, site: Site, input: &Tensor<B, 3>) {
         if let Some(tap) = &mut self.tap {
             tap(layer, expert, site, input);
         }
@@ -482,25 +482,19 @@ impl<B: Backend> Block<B> {
         pass: &mut Pass<B>,
     ) -> Tensor<B, 3> {
         let attention = self.attn.get(expert);
-        if self.attn.has_experts() {
-            pass.see(layer, expert, Site::Qkv, &x);
-        }
+        let seen_by = self.attn.has_experts().then_some(expert);
+        pass.see(layer, seen_by, Site::Qkv, &x);
         let heads = attention.heads(x, bias, mask, pass.precision);
-        if self.attn.has_experts() {
-            pass.see(layer, expert, Site::Proj, &heads);
-        }
+        pass.see(layer, seen_by, Site::Proj, &heads);
         attention.proj.forward(heads, pass.precision)
     }
 
     fn feed_forward(&self, x: Tensor<B, 3>, layer: usize, expert: Expert, pass: &mut Pass<B>) -> Tensor<B, 3> {
         let mlp = self.mlp.get(expert);
-        if self.mlp.has_experts() {
-            pass.see(layer, expert, Site::Fc1, &x);
-        }
+        let seen_by = self.mlp.has_experts().then_some(expert);
+        pass.see(layer, seen_by, Site::Fc1, &x);
         let hidden = mlp.hidden(x, pass.precision);
-        if self.mlp.has_experts() {
-            pass.see(layer, expert, Site::Fc2, &hidden);
-        }
+        pass.see(layer, seen_by, Site::Fc2, &hidden);
         mlp.fc2.forward(hidden, pass.precision)
     }
 }

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::chart::{self, Chart, Series};
-use super::metrics_log::{DATA_WAIT, EPOCH, GRADIENT_NORM, IMAGES_PER_SECOND, LOSS, LR, Line, VALIDATION};
+use super::metrics_log::{BROKEN_ROWS, DATA_WAIT, EPOCH, GRADIENT_NORM, IMAGES_PER_SECOND, LOSS, LR, Line, VALIDATION};
 use super::page::{data_uri, document, escape, number};
 use super::progress::duration;
 use super::run_files::{RunFiles, RunResult, Sample, Status};
@@ -29,7 +29,7 @@ pub fn report(run: &RunFiles) -> String {
     section(&mut body, "Metrics", &metrics(run, &curves));
     section(&mut body, "Curves", &charts(&curves));
     section(&mut body, "What the model says", &samples);
-    section(&mut body, "Rows that were left out", &skipped(run));
+    section(&mut body, "Broken rows", &run.result.as_ref().map_or(String::new(), broken_rows));
     section(
         &mut body,
         "What was merged",
@@ -123,6 +123,9 @@ fn header(run: &RunFiles, curves: &Curves) -> String {
         let command = format!("engine finetune --resume {}", shell_path(&run.folder));
         let _ = write!(out, "<p class=\"note\">To continue this run: <code>{}</code></p>", escape(&command));
     }
+    if let Some(protocol) = &result.protocol {
+        let _ = write!(out, "<p class=\"soft\">{}</p>", escape(protocol));
+    }
     if let Some(message) = &result.message {
         let _ = write!(out, "<p class=\"note\">{}</p>", escape(message));
     }
@@ -180,6 +183,18 @@ fn tiles(run: &RunFiles, result: &RunResult, curves: &Curves) -> String {
         let _ = write!(out, "<div class=\"card\"><dt>{title}</dt><dd>{value}<small>{small}</small></dd></div>");
     }
     out + "</dl>"
+}
+
+/// What was left out of the data, and why.
+fn broken_rows(result: &RunResult) -> String {
+    if result.skipped.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<String> = result.skipped.iter().map(|row| format!("<li>{}</li>", escape(row))).collect();
+    format!(
+        "<div class=\"card small\"><p class=\"soft\">These rows could not be used and were skipped.</p><ul class=\"rows\">{}</ul></div>",
+        rows.join("")
+    )
 }
 
 /// Every metric, last and best.
@@ -258,6 +273,7 @@ fn charts(curves: &Curves) -> String {
     add(speed, vec![IMAGES_PER_SECOND.into()]);
     let wait = single(DATA_WAIT, "Share of time waiting for data");
     add(Chart { noisy: true, from_zero: true, percent: true, ..wait }, vec![DATA_WAIT.into()]);
+    add(Chart { from_zero: true, ..single(BROKEN_ROWS, "Broken rows") }, vec![BROKEN_ROWS.into()]);
     let others: Vec<&String> = curves.0.keys().filter(|name| !done.contains(name)).collect();
     charts.extend(others.into_iter().map(|name| Chart { noisy: true, ..single(name, name) }));
 
@@ -359,19 +375,6 @@ fn sample_answers(sample: &Sample) -> String {
         out += "</ol>";
     }
     out
-}
-
-/// Rows of the data that could not be used, with the reason.
-fn skipped(run: &RunFiles) -> String {
-    let lines = run.result.as_ref().map_or(&[][..], |result| &result.skipped);
-    if lines.is_empty() {
-        return String::new();
-    }
-    let mut out = String::from("<div class=\"card small\"><ul class=\"rows\">");
-    for line in lines {
-        let _ = write!(out, "<li>{}</li>", escape(line));
-    }
-    out + "</ul></div>"
 }
 
 /// A `vlmerge.recipe`: method, parameters, inputs, rules; whatever else it has stays readable as JSON.
@@ -587,6 +590,21 @@ mod tests {
             assert!(html.contains(&format!("\">{tag}</span>")), "{status:?} {training:?}: {html}");
             assert_eq!(html.contains(resume), resumable, "{status:?} {training:?}");
         }
+    }
+
+    #[test]
+    fn broken_rows_and_an_unusual_protocol_are_on_the_page() {
+        let result = RunResult {
+            skipped: vec!["pets train: train.jsonl line 3: \"caption\" is <5>".into()],
+            protocol: Some("protocol paper: validated on test".into()),
+            ..RunResult::default()
+        };
+        let page = report(&RunFiles { name: "run".into(), result: Some(result), ..RunFiles::default() });
+        assert!(page.contains("<h2>Broken rows</h2>"), "{page}");
+        assert!(page.contains("<li>pets train: train.jsonl line 3: &quot;caption&quot; is &lt;5&gt;</li>"), "{page}");
+        assert!(page.contains("protocol paper: validated on test"), "{page}");
+        let page = report(&RunFiles { name: "run".into(), result: Some(RunResult::default()), ..RunFiles::default() });
+        assert!(!page.contains("Broken rows"));
     }
 
     #[test]

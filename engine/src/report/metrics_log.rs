@@ -28,6 +28,9 @@ pub const GRADIENT_NORM: &str = "gradient_norm";
 pub const IMAGES_PER_SECOND: &str = "images_per_second";
 /// The share of time that was spent waiting for data, 0 to 1.
 pub const DATA_WAIT: &str = "data_wait";
+/// Rows of the data that could not be used, of those prepared so far: it runs ahead of the updates, and counts from
+/// where the run was last resumed. Left out where there is none.
+pub const BROKEN_ROWS: &str = "broken_rows";
 /// What an evaluation's metrics start with; [`crate::eval::Metric::name`] follows.
 pub const VALIDATION: &str = "val/";
 

@@ -81,6 +81,20 @@ impl Progress {
         }
     }
 
+    /// Says lines as [`Progress::say`] does, from any thread.
+    pub fn speaker(&self) -> impl Fn(&str) + Send + Sync + use<> {
+        let (bar, quiet) = match &self.shown {
+            Shown::Bar(bar) => (Some(bar.clone()), false),
+            Shown::Lines { .. } => (None, false),
+            Shown::Nothing => (None, true),
+        };
+        move |text| match &bar {
+            Some(bar) => bar.suspend(|| say(text)),
+            None if quiet => {}
+            None => say(text),
+        }
+    }
+
     /// Leaves the last state on the screen and the cursor below it.
     pub fn finish(&mut self) {
         if let Shown::Bar(bar) = &self.shown {

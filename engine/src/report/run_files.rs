@@ -45,6 +45,8 @@ pub struct RunResult {
     pub train_data: String,
     pub train_examples: u64,
     pub validation_data: String,
+    /// Why the splits are others than usual, where they are.
+    pub protocol: Option<String>,
     /// Rows of both that could not be used, the first few with the reason.
     pub skipped: Vec<String>,
     /// Trained parameters.

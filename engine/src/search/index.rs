@@ -37,6 +37,9 @@ pub struct MadeWith {
     /// `--image-size`, where it was given.
     pub image_size: Option<usize>,
     pub precision: String,
+    /// Whether orientation marks of photographs were applied; earlier versions ignored them.
+    #[serde(default)]
+    pub upright: bool,
 }
 
 /// Sizes and times of change of a checkpoint's files, and where its tensors are: while these stay, so do its contents.
@@ -252,7 +255,7 @@ mod tests {
 
     fn made() -> MadeWith {
         let stamp = Stamp { root: ".".into(), files: vec![(3, 4)] };
-        MadeWith { digest: "ab".into(), stamp, image_size: None, precision: "f32".into() }
+        MadeWith { digest: "ab".into(), stamp, image_size: None, precision: "f32".into(), upright: true }
     }
 
     fn file(name: &str, modified: i64) -> ImageFile {

@@ -112,6 +112,7 @@ fn previous(search: &Search, checkpoint: &Checkpoint, changes: &mut Changes) -> 
         stamp: stamp.clone(),
         image_size: search.options.image_size,
         precision: search.options.precision.to_string(),
+        upright: true,
     };
     let digest = || -> Result<String> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -137,6 +138,8 @@ fn previous(search: &Search, checkpoint: &Checkpoint, changes: &mut Changes) -> 
         Some("it was made with another --image-size".into())
     } else if had.precision != now.precision {
         Some(format!("it was made in {}", formats::show_name(&had.precision)))
+    } else if had.upright != now.upright {
+        Some("it was made without turning photographs upright".into())
     } else {
         return Ok((Index { made: now, ..old }, Some(had)));
     };

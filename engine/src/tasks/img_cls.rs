@@ -1,6 +1,6 @@
 //! Image classification.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::{Detail, Evaluation, Found, Inputs, Kind, Parts, Task, other_task};
 use crate::batch::TrainBatch;
@@ -20,15 +20,16 @@ impl Kind for ImgCls {
         Ok(Parts { images: vec![image], text: None, about })
     }
 
-    fn train_batch(inputs: Inputs, about: Vec<Image>, labels: usize) -> Result<TrainBatch> {
-        let mut classes = Vec::with_capacity(about.len());
-        for image in &about {
-            match image.label {
-                Some(label) if label < labels => classes.push(label as i32),
-                Some(label) => bail!("{}: class {label} is beyond the head's {labels}", image.id),
-                None => bail!("{}: it has no class to learn from", image.id),
-            }
+    fn learnable(about: &Image, labels: usize) -> std::result::Result<(), String> {
+        match about.label {
+            Some(label) if label < labels => Ok(()),
+            Some(label) => Err(format!("class {label} is beyond the head's {labels}")),
+            None => Err("it has no class to learn from".into()),
         }
+    }
+
+    fn train_batch(inputs: Inputs, about: Vec<Image>, _: usize) -> Result<TrainBatch> {
+        let classes = about.iter().map(|image| image.label.unwrap_or_default() as i32).collect();
         let (_, images) = inputs.image();
         Ok(TrainBatch::ImgCls { images, labels: classes })
     }

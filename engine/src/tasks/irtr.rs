@@ -67,7 +67,7 @@ fn image_batches<'a>(
         let skip = |cause: String| source.skip_image(index, &cause).map(|()| None).map_err(anyhow::Error::from);
         let found = match source.image(index) {
             Ok(found) => found,
-            Err(e) => return skip(e.to_string()),
+            Err(e) => return skip(e.cause()),
         };
         let pixels = match pixels(&found.image, size, &Transform::Evaluation, rng) {
             Ok(pixels) => pixels,

@@ -38,10 +38,18 @@ trait Kind: 'static {
     /// It is of another task.
     fn parts(example: Example<'_>) -> Result<Parts<'_, Self::About>>;
 
-    /// One training step's batch. `labels`: of the head.
+    /// Says why an example can't be learned from: it has no label, or one beyond the head's `labels`.
     ///
     /// # Errors
-    /// An example has no label to learn from, or one beyond the head's.
+    /// The reason in words.
+    fn learnable(_about: &Self::About, _labels: usize) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// One training step's batch of examples that are [`Kind::learnable`]. `labels`: of the head.
+    ///
+    /// # Errors
+    /// An example isn't.
     fn train_batch(inputs: Inputs, about: Vec<Self::About>, labels: usize) -> Result<TrainBatch>;
 
     /// Runs the model over the examples.
@@ -150,7 +158,12 @@ impl TrainData {
         let loader = prepared::<K>(&self.set, &self.tokenizer, self.sizes, self.transform.clone(), options)?;
         let labels = self.labels;
         Ok(Box::new(loader.map(move |found| {
-            let Prepared { position, inputs, about } = found?;
+            let Prepared { position, inputs, about, indices } = found?;
+            for (about, index) in about.iter().zip(indices) {
+                if let Err(reason) = K::learnable(about, labels) {
+                    bail!("{}: {reason}", self.set.origin(index));
+                }
+            }
             let examples = K::train_batch(inputs, about, labels)?;
             Ok(Placed { epoch: position.epoch, batch: position.batch, examples })
         })))
@@ -190,7 +203,7 @@ pub enum Detail {
 /// Runs a model over a split. `details` hears of every example.
 ///
 /// # Errors
-/// The model lacks the task's head, the data can't be read, more than 1 % of its rows are broken, or `details` fails.
+/// The model lacks the task's head, the data can't be read, too many of its rows are broken, or `details` fails.
 pub fn evaluate(
     runner: &dyn Runner,
     over: &Evaluation,
@@ -222,6 +235,8 @@ struct Prepared<A> {
     position: Position,
     inputs: Inputs,
     about: Vec<A>,
+    /// Positions in the data set.
+    indices: Vec<usize>,
 }
 
 /// Batches as the loader makes them of examples that are prepared on its threads.
@@ -237,7 +252,7 @@ fn prepared<K: Kind>(
         // A file that can't be read is as bad as one that can't be decoded.
         let parts = match source.example(index) {
             Ok(example) => K::parts(example)?,
-            Err(e) => return source.skip(index, &e.to_string()).map(|()| None).map_err(Into::into),
+            Err(e) => return source.skip(index, &e.cause()).map(|()| None).map_err(Into::into),
         };
         let mut images = Vec::with_capacity(parts.images.len());
         for bytes in &parts.images {
@@ -247,14 +262,16 @@ fn prepared<K: Kind>(
             }
         }
         let text = parts.text.map(|text| tokenizer.encode(&[text], sizes.text)).transpose()?;
-        Ok(Some((images, text, parts.about)))
+        Ok(Some((images, text, parts.about, index)))
     };
     let loader = Loader::start(set.len(), options, load)?;
     Ok(loader.map(move |batch| {
         let batch = batch?;
         let mut inputs = Inputs { images: Vec::new(), texts: Texts { len: sizes.text, ..Texts::default() } };
         let mut about = Vec::with_capacity(batch.items.len());
-        for (images, text, rest) in batch.items {
+        let mut indices = Vec::with_capacity(batch.items.len());
+        for (images, text, rest, index) in batch.items {
+            indices.push(index);
             for (slot, pixels) in images.into_iter().enumerate() {
                 if inputs.images.len() <= slot {
                     inputs.images.push(Images { count: 0, size: sizes.image, pixels: Vec::new() });
@@ -270,7 +287,7 @@ fn prepared<K: Kind>(
             }
             about.push(rest);
         }
-        Ok(Prepared { position: batch.position, inputs, about })
+        Ok(Prepared { position: batch.position, inputs, about, indices })
     }))
 }
 

@@ -1,6 +1,6 @@
 //! NLVR2: whether a sentence is true of two photographs.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::{Detail, Evaluation, Found, Inputs, Kind, Parts, Task, other_task};
 use crate::batch::TrainBatch;
@@ -22,14 +22,15 @@ impl Kind for Nlvr2 {
         Ok(Parts { images: vec![left, right], text: Some(sentence), about })
     }
 
-    fn train_batch(inputs: Inputs, about: Vec<Sentence>, _: usize) -> Result<TrainBatch> {
-        let mut labels = Vec::with_capacity(about.len());
-        for sentence in &about {
-            match sentence.label {
-                Some(label) => labels.push(i32::from(label)),
-                None => bail!("{}: it has no label to learn from: is this a test split?", sentence.identifier),
-            }
+    fn learnable(about: &Sentence, _: usize) -> std::result::Result<(), String> {
+        match about.label {
+            Some(_) => Ok(()),
+            None => Err(format!("pair {} has no label to learn from: is this a test split?", about.identifier)),
         }
+    }
+
+    fn train_batch(inputs: Inputs, about: Vec<Sentence>, _: usize) -> Result<TrainBatch> {
+        let labels = about.iter().map(|sentence| i32::from(sentence.label.unwrap_or_default())).collect();
         let (texts, left, right) = inputs.pair();
         Ok(TrainBatch::Nlvr2 { texts, left, right, labels })
     }

@@ -114,7 +114,12 @@ fn png(shade: u8) -> Vec<u8> {
 
 impl Two {
     fn new(rows: usize) -> Two {
-        Two { images: [png(20), png(240)], broken: Broken::new(rows), answered: true, label: 1 }
+        Two {
+            images: [png(20), png(240)],
+            broken: Broken::new(rows, crate::data::MAX_BROKEN),
+            answered: true,
+            label: 1,
+        }
     }
 }
 
@@ -163,7 +168,12 @@ impl Dataset for Two {
     }
 
     fn skip(&self, index: usize, cause: &str) -> crate::data::Result<()> {
-        let row = crate::data::BrokenRow { file: "two".into(), row: index, cause: cause.into() };
+        let row = crate::data::BrokenRow {
+            file: "two".into(),
+            unit: Default::default(),
+            row: index + 1,
+            cause: cause.into(),
+        };
         self.broken.skip(row)
     }
 
@@ -189,6 +199,7 @@ fn soft_answers_become_rows_of_targets() {
 #[test]
 fn what_cannot_be_learned_from_is_refused() {
     let unanswered = in_order(Two { answered: false, ..Two::new(2) }, 3).unwrap_err().to_string();
+    assert!(unanswered.starts_with("two example ") && unanswered.contains(": question 4"), "{unanswered}");
     assert!(unanswered.ends_with("has no answer to learn from: is this a test split?"), "{unanswered}");
     let far = in_order(Two { label: 9, ..Two::new(2) }, 3).unwrap_err().to_string();
     assert!(far.ends_with("answer 9 is beyond the head's 3 labels"), "{far}");

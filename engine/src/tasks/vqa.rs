@@ -1,6 +1,6 @@
 //! Visual question answering, as classification over the data set's answers.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::{Detail, Evaluation, Found, Inputs, Kind, Parts, Task, other_task};
 use crate::batch::{Matrix, TrainBatch};
@@ -36,21 +36,26 @@ impl Kind for Vqa {
         Ok(Parts { images: vec![image], text: Some(question), about })
     }
 
+    fn learnable(about: &About, labels: usize) -> std::result::Result<(), String> {
+        if !about.answered {
+            return Err(format!("question {} has no answer to learn from: is this a test split?", about.question_id));
+        }
+        match about.targets.iter().find(|target| target.label as usize >= labels) {
+            None => Ok(()),
+            Some(target) => Err(format!(
+                "question {}: answer {} is beyond the head's {labels} labels",
+                about.question_id, target.label
+            )),
+        }
+    }
+
     /// Soft targets: what each label is worth as an answer, 0 where nobody gave it.
     fn train_batch(inputs: Inputs, about: Vec<About>, labels: usize) -> Result<TrainBatch> {
         let mut targets = Matrix { rows: about.len(), columns: labels, values: vec![0.0; about.len() * labels] };
         for (row, question) in targets.values.chunks_exact_mut(labels.max(1)).zip(&about) {
-            if !question.answered {
-                bail!("question {} has no answer to learn from: is this a test split?", question.question_id);
-            }
             for target in &question.targets {
-                match row.get_mut(target.label as usize) {
-                    Some(cell) => *cell = target.score,
-                    None => bail!(
-                        "question {}: answer {} is beyond the head's {labels} labels",
-                        question.question_id,
-                        target.label
-                    ),
+                if let Some(cell) = row.get_mut(target.label as usize) {
+                    *cell = target.score;
                 }
             }
         }

@@ -30,6 +30,10 @@ pub struct Config {
     pub val_split: Option<String>,
     /// Validate on so many examples at most.
     pub val_limit: Option<usize>,
+    /// `paper` takes the splits that the Python code trains and validates on, where they are others.
+    pub protocol: Option<Protocol>,
+    /// The share of a split's rows that may be broken, 0 to 1.
+    pub max_broken: f64,
 
     /// Pixels along the side of an image [default: the checkpoint's].
     pub image_size: Option<usize>,
@@ -114,6 +118,8 @@ pub const KEYS: &[&str] = &[
     "train_split",
     "val_split",
     "val_limit",
+    "protocol",
+    "max_broken",
     "image_size",
     "text_len",
     "augment",
@@ -205,6 +211,14 @@ pub struct Pretrain {
 /// Every key of [`Pretrain`].
 pub const PRETRAIN_KEYS: &[&str] = &["objectives", "mlm_probability", "whole_word"];
 
+/// Whose splits a run uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Those of the Python code: on Flickr30k it trains on train and val and validates on test.
+    Paper,
+}
+
 /// What training images go through before they are resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -247,6 +261,8 @@ impl Default for Config {
             train_split: None,
             val_split: None,
             val_limit: None,
+            protocol: None,
+            max_broken: crate::data::MAX_BROKEN,
             image_size: None,
             text_len: None,
             augment: Augment::RandAugment,
@@ -386,6 +402,7 @@ impl Config {
         if let Warmup::Fraction(fraction) = self.warmup {
             within("warmup", fraction, 0.0..=1.0)?;
         }
+        within("max_broken", self.max_broken, 0.0..=1.0)?;
         within("randaugment_magnitude", self.randaugment_magnitude, 0.0..=10.0)?;
         let [low, high] = self.crop_scale;
         if !(low > 0.0 && low <= high && high <= 1.0) {
@@ -545,6 +562,7 @@ mod tests {
         assert_eq!(refused(|c| c.warmup = Warmup::Fraction(1.5)), "warmup is 1.5: it must be from 0 to 1");
         assert_eq!(refused(|c| c.end_lr = 1.0), "end_lr 1 is above lr 0.00005");
         assert_eq!(refused(|c| c.log_every = 0), "log_every is 0: it must be at least 1");
+        assert_eq!(refused(|c| c.max_broken = 1.5), "max_broken is 1.5: it must be from 0 to 1");
         let shape = |change: fn(&mut ModelShape)| {
             refused(|config| {
                 let mut model = ModelShape::default();

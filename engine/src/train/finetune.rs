@@ -10,14 +10,14 @@ use formats::config::ModelConfig;
 use formats::history::{self, RECIPE_KEY};
 use formats::{CONFIG_KEY, show_name, show_path};
 
-use super::config::{Augment, Config, ModelShape, patches};
+use super::config::{Augment, Config, ModelShape, Protocol, patches};
 use super::fit::{self, Fit, Outcome, Scores, steps_of};
 use super::merge_in::Merge;
 use super::recorder::Recorder;
 use super::resolve::Error;
 use super::run_dir::{LOCK, MERGED, RunDir, Saved, State};
 use super::schedule::Schedule;
-use crate::data::{self, Dataset};
+use crate::data::{self, Dataset, Opening, Published};
 use crate::image::{RandAugment, Training};
 use crate::report::run_files::{RunResult, SAMPLE_IMAGES, SAMPLES, Status};
 use crate::report::terminal::count;
@@ -328,6 +328,27 @@ struct Data {
     /// Of the head.
     labels: Arc<[String]>,
     toy: bool,
+    /// Why the splits are others than usual, where they are.
+    protocol: Option<String>,
+    /// What there is to be told about the splits.
+    notes: Vec<String>,
+}
+
+/// The splits of the configuration's `protocol = "paper"`.
+fn papers_splits(config: &Config, path: &Path, task: Task) -> Result<Published, Error> {
+    let usage = |reason: String| Err(Error::Usage(reason));
+    if config.train_split.is_some() || config.val_split.as_deref().is_some_and(|split| split != "none") {
+        return usage(
+            "protocol \"paper\" says which splits to use: leave out train_split and val_split, or protocol".into(),
+        );
+    }
+    match data::published(path, task, config.data_set.as_deref()) {
+        Some(splits) => Ok(splits),
+        None => usage(format!(
+            "{}: the paper has no protocol for {task} on this data set: leave out protocol \"paper\"",
+            show_path(path)
+        )),
+    }
 }
 
 impl Data {
@@ -335,10 +356,12 @@ impl Data {
     fn open(config: &Config, task: Task, metadata: Option<&BTreeMap<String, String>>) -> Result<Data> {
         let toy = config.data.as_deref().is_none_or(is_toy);
         let path = config.data.as_deref().unwrap_or(Path::new(data::TOY));
-        let open = |split: &Option<String>, usual| {
-            data::open_preferring(path, task, split.as_deref().unwrap_or(usual), config.data_set.as_deref())
+        let opening = Opening { preferred: config.data_set.as_deref(), max_broken: config.max_broken };
+        let protocol = config.protocol.map(|Protocol::Paper| papers_splits(config, path, task)).transpose()?;
+        let open = |split: &Option<String>, usual: &str| {
+            data::open_as(path, task, split.as_deref().unwrap_or(usual), &opening)
         };
-        let train = open(&config.train_split, "train")?;
+        let train = open(&config.train_split, protocol.map_or("train", |splits| splits.train))?;
         let kept = metadata.and_then(|metadata| head_labels(metadata, task));
         let labels: Vec<String> = match kept {
             Some(kept) => {
@@ -359,12 +382,43 @@ impl Data {
             bail!("{}: it names no labels to learn", train.name());
         }
         let train = train.relabelled(&labels)?;
-        let val = open(&config.val_split, "val")?.relabelled(&labels)?;
+        let val = open(&config.val_split, protocol.map_or("val", |splits| splits.val))?;
+        let mut notes = Vec::new();
+        if let Some(file) = train.sources().iter().find(|file| val.sources().contains(file)) {
+            if config.train_split.is_none() || config.val_split.is_none() {
+                bail!(
+                    "{}: this would be both the training and the validation data: put each in a file of its own, named \
+                     after its split as in pets_train and pets_val, and give the folder, or train without validation \
+                     (--no-validation)",
+                    show_path(file)
+                );
+            }
+            notes.push(format!(
+                "{} and {} share {}: the validation says how well the model remembers, not how well it generalises",
+                train.name(),
+                val.name(),
+                show_path(file)
+            ));
+        }
+        let val = val.relabelled(&labels)?;
         let val = match config.val_limit {
             Some(limit) => val.truncated(limit),
             None => val,
         };
-        Ok(Data { train: Arc::new(train), val: Arc::new(val), labels: labels.into(), toy })
+        let protocol = protocol.map(|_| {
+            format!(
+                "protocol paper: trained on {} and validated on {}, as the Python code does{}",
+                train.name(),
+                val.name(),
+                if val.name().contains("test") {
+                    "; the best weights are those that score best on test data"
+                } else {
+                    ""
+                }
+            )
+        });
+        notes.extend(protocol.clone());
+        Ok(Data { train: Arc::new(train), val: Arc::new(val), labels: labels.into(), toy, protocol, notes })
     }
 
     fn head_labels(&self, task: Task) -> usize {
@@ -455,6 +509,7 @@ impl Run<'_> {
         };
         let result = self.facts(trainer.as_ref(), &device);
         let mut recorder = Recorder::new(&self.run, &state, resumed, result, self.sitting.quiet)?;
+        recorder.tell_broken_rows(vec![self.data.train.clone(), self.data.val.clone()]);
         for note in
             self.introduction(trainer.as_ref(), &device, &state).into_iter().chain(self.notes.clone()).chain(notes)
         {
@@ -477,14 +532,12 @@ impl Run<'_> {
             metadata: self.carried(),
         };
         let outcome = fit::fit(trainer.as_mut(), state, fit);
-        let skipped: Vec<String> = [&self.data.train, &self.data.val]
-            .into_iter()
-            .flat_map(|set| set.broken().lines().into_iter().map(|line| format!("{}: {line}", set.name())))
-            .collect();
-        for line in &skipped {
-            recorder.say(line);
+        for set in [&self.data.train, &self.data.val] {
+            let (broken, rows) = (set.broken().count(), set.broken().rows());
+            if broken > 0 {
+                recorder.say(&format!("{}: {broken} of {rows} rows were broken and skipped", set.name()));
+            }
         }
-        recorder.skipped(skipped);
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(e) => {
@@ -517,6 +570,7 @@ impl Run<'_> {
             train_data: self.data.train.name().into(),
             train_examples: self.data.train.len() as u64,
             validation_data: self.data.val.name().into(),
+            protocol: self.data.protocol.clone(),
             parameters: trainer.parameters() as u64,
             device: device.into(),
             recipe: self.metadata.get(RECIPE_KEY).and_then(|text| serde_json::from_str(text).ok()),
@@ -530,6 +584,7 @@ impl Run<'_> {
         if self.data.toy {
             lines.push("training on the built-in toy data set; --data DIR takes another".into());
         }
+        lines.extend(self.data.notes.iter().cloned());
         let parts = match config.accumulate {
             1 => String::new(),
             parts => format!(" in {parts} parts"),

@@ -143,8 +143,9 @@ fn ends_epoch(step: u64, batches_per_epoch: u64, accumulate: u64) -> bool {
 /// of them: accumulation makes the gradient less noisy there and doesn't add negatives.
 ///
 /// # Errors
-/// A loss or gradient that isn't finite: no weight has changed, and the update's batches are in the run's folder. A
-/// checkpoint that can't be saved, data that can't be read, a device out of memory; earlier checkpoints stay usable.
+/// A loss or gradient that isn't finite: no weight has changed, and the update's batches are in the run's folder. Data
+/// that can't be read or of which too much is broken: a checkpoint is saved first. A checkpoint that can't be saved, a
+/// device out of memory; earlier checkpoints stay usable.
 pub fn fit(trainer: &mut dyn Trainer, state: State, fit: Fit) -> Result<Outcome> {
     let resumed = (state.step > 0 || state.evaluation_due).then_some(state.step);
     Sitting { fit, state, saved: resumed, began: Instant::now(), before: 0.0 }.run(trainer)
@@ -175,8 +176,11 @@ impl Sitting<'_> {
         let accumulate = self.fit.config.accumulate as u64;
         let mut source = Source::new(batches, self.state.epoch, self.state.batch)?;
         loop {
-            if self.state.evaluation_due && !self.stopping() {
-                self.evaluate(trainer)?;
+            if self.state.evaluation_due
+                && !self.stopping()
+                && let Err(e) = self.evaluate(trainer)
+            {
+                return Err(self.saved_before(e, trainer));
             }
             let finished = self.state.step >= self.fit.schedule.steps;
             let checkpoint_due = match self.fit.config.checkpoint_every {
@@ -193,8 +197,10 @@ impl Sitting<'_> {
             if finished {
                 return Ok(Outcome::Finished(self.state));
             }
-            if !self.update(trainer, &mut source)? {
-                continue;
+            match self.update(trainer, &mut source) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(e) => return Err(self.saved_before(e, trainer)),
             }
             let due = match self.fit.config.eval_every {
                 Some(every) => self.state.step.is_multiple_of(every),
@@ -254,6 +260,18 @@ impl Sitting<'_> {
             logged: step.is_multiple_of(self.fit.config.log_every) || step >= self.fit.schedule.steps,
         })?;
         Ok(true)
+    }
+
+    /// Where it is the data that fails, the weights are sound: they are saved before the run ends.
+    fn saved_before(&mut self, error: anyhow::Error, trainer: &dyn Trainer) -> anyhow::Error {
+        if !error.chain().any(|cause| cause.is::<crate::data::Error>()) {
+            return error;
+        }
+        let after = format!("after {} updates", self.state.step);
+        match self.save(trainer) {
+            Ok(()) => error.context(format!("training stopped {after}, and a checkpoint of that is saved")),
+            Err(e) => error.context(format!("training stopped {after}, and that could not be saved ({e:#})")),
+        }
     }
 
     /// Writes the batches of the update that failed; they come from the loader once more, as they aren't kept.
@@ -408,9 +426,21 @@ mod tests {
         part: u64,
         /// This batch of every epoch is left out, as when all its rows are broken.
         missing: Option<u64>,
+        /// Too many rows are broken by the time that this batch, counted over all epochs, is asked for.
+        broken: Option<u64>,
     }
 
-    const SHADES: Shades = Shades { examples: 23, part: 4, missing: None };
+    const SHADES: Shades = Shades { examples: 23, part: 4, missing: None, broken: None };
+
+    fn too_many_broken() -> crate::data::Error {
+        let first = crate::data::BrokenRow {
+            file: "train.jsonl".into(),
+            unit: crate::data::Unit::Line,
+            row: 3,
+            cause: "no JPEG".into(),
+        };
+        crate::data::Error::TooManyBroken { broken: 2, rows: 23, allowed: 0.01, first }
+    }
 
     impl Shades {
         fn batch(&self, epoch: u64, batch: u64) -> TrainBatch {
@@ -440,7 +470,10 @@ mod tests {
         fn from(&self, epoch: u64, batch: u64) -> Result<Box<dyn Iterator<Item = Result<Placed>> + '_>> {
             let places = (epoch * self.per_epoch() + batch..).map(|n| (n / self.per_epoch(), n % self.per_epoch()));
             let places = places.filter(|&(_, batch)| self.missing != Some(batch));
-            Ok(Box::new(places.map(|(epoch, batch)| Ok(Placed { epoch, batch, examples: self.batch(epoch, batch) }))))
+            Ok(Box::new(places.map(|(epoch, batch)| match self.broken {
+                Some(broken) if epoch * self.per_epoch() + batch >= broken => Err(too_many_broken().into()),
+                _ => Ok(Placed { epoch, batch, examples: self.batch(epoch, batch) }),
+            })))
         }
     }
 
@@ -702,6 +735,25 @@ mod tests {
         assert!(error.contains("update 1 at learning rate 0e0: the loss is NaN."), "{error}");
         let read = formats::open(bench.folder.path().join(BAD_BATCH)).unwrap();
         assert!(read.get("image").is_some() && read.get("1.image").is_none(), "only what was computed");
+    }
+
+    /// Checkpoints are written every five updates; the data fails in the middle of the eighth, at batch 15.
+    #[test]
+    fn broken_data_does_not_cost_the_updates_before_it() {
+        let (whole, expected) = uninterrupted();
+        let mut bench = Bench { batches: Shades { broken: Some(15), ..SHADES }, ..Bench::new() };
+        let run = bench.run();
+        let error = format!("{:#}", bench.sit(&run, &mut Fake::new(1), State::default()).unwrap_err());
+        let said = "training stopped after 7 updates, and a checkpoint of that is saved: train.jsonl line 3: no JPEG; 2 of \
+                    23 rows are broken";
+        assert!(error.starts_with(said), "{error}");
+        assert_eq!(bench.heard.saved, [5, 7]);
+        // Once the data is repaired, the run goes on as if nothing had happened.
+        bench.batches = SHADES;
+        let (outcome, trainer) = bench.resume(&run);
+        assert!(matches!(outcome, Ok(Outcome::Finished(_))), "{outcome:?}");
+        assert_eq!(bench.heard.lines, whole.heard.lines);
+        assert_eq!(trainer.weights(), expected.weights());
     }
 
     #[test]

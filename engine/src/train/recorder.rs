@@ -1,12 +1,14 @@
 //! What a run leaves for people: `metrics.jsonl`, TensorBoard's files, `result.json`, a progress line.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use super::fit::{Scores, StepLine, Watch};
 use super::run_dir::{RunDir, State};
+use crate::data::Dataset;
 use crate::report::metrics_log::{self, Line, METRICS, MetricsLog};
 use crate::report::progress::{Progress, Update};
 use crate::report::run_files::{Best, RESULT, RunResult, Status};
@@ -27,6 +29,10 @@ pub struct Recorder {
     /// Seconds of earlier sittings.
     before: f64,
     since: Since,
+    /// Whose broken rows are told.
+    sets: Vec<Arc<dyn Dataset>>,
+    /// Broken rows that earlier sittings named.
+    skipped_before: Vec<String>,
 }
 
 /// Added up since the last line.
@@ -65,7 +71,12 @@ impl Recorder {
             began: Instant::now(),
             before: state.seconds,
             since: Since::default(),
+            sets: Vec::new(),
+            skipped_before: Vec::new(),
         };
+        // A count of unnamed rows holds for the sitting that counted them.
+        recorder.skipped_before = recorder.result.skipped.clone();
+        recorder.skipped_before.retain(|line| !line.contains(" more of "));
         recorder.take(state);
         recorder.write()?;
         Ok(recorder)
@@ -84,10 +95,17 @@ impl Recorder {
         self.write()
     }
 
-    /// Rows that could not be used, for `result.json`.
-    pub fn skipped(&mut self, lines: Vec<String>) {
-        let known = &mut self.result.skipped;
-        known.extend(lines.into_iter().filter(|line| !known.contains(line)).collect::<Vec<_>>());
+    /// Tells of the broken rows of data sets: each at once on stderr, all in `result.json` and `metrics.jsonl`.
+    pub fn tell_broken_rows(&mut self, sets: Vec<Arc<dyn Dataset>>) {
+        for set in &sets {
+            let (say, name) = (self.progress.speaker(), set.name().to_owned());
+            set.broken().tell(move |row| say(&format!("skipped a broken row of {name}: {row}")));
+        }
+        self.sets = sets;
+    }
+
+    fn broken_rows(&self) -> usize {
+        self.sets.iter().map(|set| set.broken().count()).sum()
     }
 
     /// What is known so far.
@@ -121,6 +139,17 @@ impl Recorder {
 
     fn write(&mut self) -> Result<()> {
         self.result.seconds = self.seconds();
+        let now = self
+            .sets
+            .iter()
+            .flat_map(|set| set.broken().lines().into_iter().map(|line| format!("{}: {line}", set.name())));
+        let mut skipped = self.skipped_before.clone();
+        for line in now {
+            if !skipped.contains(&line) {
+                skipped.push(line);
+            }
+        }
+        self.result.skipped = skipped;
         let text = serde_json::to_string_pretty(&self.result)? + "\n";
         Ok(formats::write::write_file(&self.path, text.as_bytes())?)
     }
@@ -146,13 +175,17 @@ impl Watch for Recorder {
         }
         let Since { examples, seconds, wait_seconds } = std::mem::take(&mut self.since);
         let share = |part: f64| if seconds > 0.0 { part / seconds } else { 0.0 };
-        let entry = Line::new(line.step, self.seconds())
+        let broken = self.broken_rows();
+        let mut entry = Line::new(line.step, self.seconds())
             .with(metrics_log::EPOCH, line.epoch)
             .with(metrics_log::LOSS, line.loss)
             .with(metrics_log::LR, line.lr)
             .with(metrics_log::GRADIENT_NORM, line.gradient_norm)
             .with(metrics_log::IMAGES_PER_SECOND, share(examples as f64))
             .with(metrics_log::DATA_WAIT, share(wait_seconds));
+        if broken > 0 {
+            entry = entry.with(metrics_log::BROKEN_ROWS, broken as f64);
+        }
         self.append(&entry)
     }
 

@@ -94,3 +94,16 @@ fn long_texts_are_cut_and_counted() {
     assert_eq!(notes, ["1 of 2 texts was longer than 12 tokens and cut"]);
     assert_eq!(folder.tensors("out.safetensors")["texts"].shape, [2, 24]);
 }
+
+/// A photograph with its camera's orientation mark is embedded as the same picture without one, turned upright.
+#[test]
+fn photographs_are_turned_upright() {
+    let folder = folder();
+    copy(&folder, "turned.jpg", "photos/marked.jpg");
+    let upright = image::open(folder.path("photos/marked.jpg")).unwrap().rotate90();
+    upright.save(folder.path("photos/upright.png")).unwrap();
+    folder.engine(&["embed", "ms.ckpt", "--images", "photos", "--device", "cpu", "-o", "out.safetensors"]).done();
+    let images = folder.tensors("out.safetensors")["images"].values();
+    let (marked, upright) = images.split_at(images.len() / 2);
+    assert_eq!(marked, upright);
+}

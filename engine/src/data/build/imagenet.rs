@@ -140,6 +140,6 @@ fn names(root: &Path) -> Result<HashMap<String, String>> {
     }
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
     // n01440764 tench, Tinca tinca
-    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    let pairs = text.trim_start_matches('\u{feff}').lines().filter_map(|line| line.split_once(' '));
     Ok(pairs.map(|(id, name)| (id.to_string(), name.trim().to_string())).collect())
 }

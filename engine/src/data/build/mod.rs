@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::files::unmarked;
 use super::{Error, Result};
 use write::Row;
 
@@ -193,13 +194,13 @@ pub fn build(source: Source, root: &Path, out: &Path, options: &Options, progres
 /// Reads a JSON file of a known shape.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not as expected: {e}")))
+    serde_json::from_slice(unmarked(&bytes)).map_err(|e| Error::file(path, format!("not as expected: {e}")))
 }
 
 /// Reads a file with a JSON value of a known shape on each line.
 fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines = text.trim_start_matches('\u{feff}').lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(number, line)| {
             serde_json::from_str(line)

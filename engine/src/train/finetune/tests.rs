@@ -185,6 +185,91 @@ fn what_cannot_be_run_is_said_before_a_folder_is_made() {
 }
 
 #[test]
+fn one_file_is_not_both_training_and_validation_data() {
+    let bench = Bench::new();
+    std::fs::rename(bench.path("data/train.jsonl"), bench.path("data/pets.jsonl")).unwrap();
+    let both = bench.refused(|c| c.data = Some(bench.path("data/pets.jsonl")));
+    assert!(both.contains("pets.jsonl: this would be both the training and the validation data"), "{both}");
+    assert!(both.contains("--no-validation"), "it says what to do: {both}");
+    std::fs::rename(bench.path("data/pets.jsonl"), bench.path("data/pets_train.jsonl")).unwrap();
+    let named = bench.refused(|c| c.data = Some(bench.path("data/pets_train.jsonl")));
+    assert!(named.contains("pets_train.jsonl: no split 'val' for vqa; its name says that it is 'train'"), "{named}");
+}
+
+#[test]
+fn training_on_the_validation_split_is_said() {
+    let bench = Bench::new();
+    let notes = |train: &str, val: &str| {
+        let config = Config { train_split: Some(train.into()), val_split: Some(val.into()), ..bench.config() };
+        Data::open(&config, Task::Vqa, None).unwrap().notes
+    };
+    assert_eq!(notes("train", "val"), [""; 0]);
+    let shared = notes("train+val", "val");
+    assert!(shared.len() == 1 && shared[0].starts_with("train+val and val share "), "{shared:?}");
+}
+
+/// The Python code trains on Flickr30k's train and val and validates on its test split.
+#[test]
+fn flickr30k_is_split_as_the_code_does_only_where_that_is_asked_for() {
+    let bench = Bench::new();
+    for split in ["train", "val", "test"] {
+        std::fs::write(bench.path("data").join(format!("{split}.png")), png(9)).unwrap();
+        let line = format!("{{\"image\":\"{split}.png\",\"caption\":\"a {split}\"}}\n");
+        std::fs::write(bench.path(&format!("data/f30k_caption_karpathy_{split}.jsonl")), line).unwrap();
+        std::fs::remove_file(bench.path(&format!("data/{split}.jsonl"))).ok();
+    }
+    let config = Config { task: Some(Task::Irtr), ..bench.config() };
+    let names = |config: &Config| {
+        let data = Data::open(config, Task::Irtr, None).unwrap();
+        (data.train.name().to_owned(), data.val.name().to_owned(), data.protocol)
+    };
+    let set = |split: &str| format!("f30k_caption_karpathy {split}");
+    assert_eq!(names(&config), (set("train"), set("val"), None));
+    let paper = Config { protocol: Some(Protocol::Paper), ..config.clone() };
+    let (train, val, said) = names(&paper);
+    assert_eq!((train, val), (set("train+val"), set("test")));
+    assert!(said.is_some_and(|said| said.contains("the best weights are those that score best on test data")));
+    let refused = |config: Config| Data::open(&config, Task::Irtr, None).err().unwrap().to_string();
+    let chosen = refused(Config { val_split: Some("val".into()), ..paper.clone() });
+    assert!(chosen.contains("leave out train_split and val_split"), "{chosen}");
+    let other = refused(Config { data: Some("toy".into()), ..paper });
+    assert!(other.starts_with("toy: the paper has no protocol for irtr on this data set"), "{other}");
+}
+
+#[test]
+fn a_broken_image_is_in_the_log_and_the_result() {
+    let bench = Bench::new();
+    bench.split("train", 120);
+    std::fs::write(bench.path("data/images/train7.png"), b"\x89PNG\r\n\x1a\nand no more").unwrap();
+    bench.start(bench.config(), &never()).unwrap();
+    let run = RunFiles::read(&bench.path("run")).unwrap();
+    let skipped = run.result.unwrap().skipped;
+    assert!(skipped.len() == 1 && skipped[0].starts_with("train: train.jsonl line 8: "), "{skipped:?}");
+    let counted = run.lines.iter().filter_map(|line| line.values.get(metrics_log::BROKEN_ROWS));
+    assert_eq!(counted.last(), Some(&1.0));
+}
+
+#[test]
+fn broken_images_beyond_the_limit_stop_the_run_with_a_checkpoint() {
+    let bench = Bench::new();
+    bench.split("train", 120);
+    for number in [7, 70, 110] {
+        std::fs::write(bench.path(&format!("data/images/train{number}.png")), b"no image").unwrap();
+    }
+    let error = format!("{:#}", bench.start(bench.config(), &never()).unwrap_err());
+    assert!(error.starts_with("training stopped after ") && error.contains("a checkpoint of that is saved"), "{error}");
+    assert!(error.contains("2 of 120 rows are broken, more than 1 %"), "{error}");
+    assert!(bench.path("run").join(LAST).is_file());
+    let result = RunFiles::read(&bench.path("run")).unwrap().result.unwrap();
+    assert_eq!((result.status, result.skipped.len() >= 2), (Status::Failed, true));
+    // More are allowed where that is said.
+    let config = Config { max_broken: 0.05, ..bench.config() };
+    let sitting = Sitting { quiet: true, stop: &never(), vlmerge: None };
+    let finished = start(config, &bench.path("more"), false, &sitting, &mut opening(1, None)).unwrap();
+    assert_eq!(finished.result.skipped.len(), 3);
+}
+
+#[test]
 fn a_model_that_does_not_open_leaves_no_run() {
     let bench = Bench::new();
     let (stop, mut fails) = (never(), |_: &Setup| -> Result<Ready> { bail!("out of memory") });
