@@ -26,7 +26,7 @@ The result holds images [n, d] and texts [m, d], each row of length 1: texts · 
 metadata has the rows' paths and texts as JSON arrays under those names. Files that are no image are named and left
 out; more than one in a hundred of them is an error.")]
 pub struct Args {
-    /// The checkpoint, with a retrieval head.
+    /// The checkpoint, with a retrieval head; or the folder of a run.
     pub checkpoint: PathBuf,
     /// Images, and folders of images.
     #[arg(long, value_name = "DIR|FILE", num_args = 1.., required_unless_present = "texts")]
@@ -47,10 +47,11 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
-    let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
+    let path = &context.checkpoint(&args.checkpoint)?;
+    let checkpoint = formats::open_root(path, args.model.root.as_deref())?;
     formats::write::Container::for_path(output)?;
     let reads: Vec<&Path> =
-        std::iter::once(&args.checkpoint).chain(&args.images).chain(&args.texts).map(PathBuf::as_path).collect();
+        std::iter::once(path).chain(&args.images).chain(&args.texts).map(PathBuf::as_path).collect();
     super::check_output(output, args.output.force, &reads)?;
     let files = files(&args.images)?;
     let texts = args.texts.as_deref().map(embed::read_texts).transpose()?;
@@ -61,7 +62,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     let (mut images, mut device, mut unreadable) = (0, String::new(), Vec::new());
     if !files.is_empty() {
-        let (encoder, opened) = ImageEncoder::open(&args.checkpoint, &args.model.options())?;
+        let (encoder, opened) = ImageEncoder::open(path, &args.model.options())?;
         opened.notes.iter().for_each(|note| context.note(note));
         device = opened.device.to_string();
         let bar = context.bar("images", files.len());
@@ -81,7 +82,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         tensor("images", found.embeddings);
     }
     if let Some(texts) = &texts {
-        let encoder = TextEncoder::open(&args.checkpoint, &args.model.options())?;
+        let encoder = TextEncoder::open(path, &args.model.options())?;
         device = encoder.opened().device.to_string();
         let (encoded, cut) = embed::encode(&Tokenizer::bert(), texts, encoder.text_len())?;
         if cut > 0 {
@@ -92,7 +93,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         tensor("texts", encoder.embed(&encoded, args.batch_size.into())?);
     }
     let from = json!({
-        "file": args.checkpoint.file_name().map(|name| name.to_string_lossy()),
+        "file": path.file_name().map(|name| name.to_string_lossy()),
         "content_digest": formats::content_digest(&checkpoint, super::threads())?,
     });
     metadata.insert("engine.checkpoint".into(), from.to_string());

@@ -33,11 +33,12 @@ Examples:
 
 Images are only resized, examples are drawn by --seed. Every token counts, padding too, as in the Python code.")]
 pub struct Args {
-    /// The modality-specific checkpoint.
+    /// The modality-specific checkpoint, or the folder of a run.
     pub checkpoint: PathBuf,
-    /// Whose forward passes: irtr runs texts and images apart, vqa and nlvr2 together.
+    /// Whose forward passes: irtr runs texts and images apart, vqa and nlvr2 together [default: what the data are for,
+    /// where that is one of these].
     #[arg(long, value_name = "T")]
-    pub task: Task,
+    pub task: Option<Task>,
     /// The data set: a folder of Arrow files or of images beside JSONL files, easy-VQA's wheel, or toy.
     #[arg(long, value_name = "DIR", default_value = data::TOY)]
     pub data: PathBuf,
@@ -63,26 +64,31 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
-    let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
+    let path = &context.checkpoint(&args.checkpoint)?;
+    let checkpoint = formats::open_root(path, args.model.root.as_deref())?;
     formats::write::Container::for_path(output)?;
-    super::check_output(output, args.output.force, &[&args.checkpoint, &args.data])?;
-    if args.task == Task::ImgCls {
+    super::check_output(output, args.output.force, &[path, &args.data])?;
+    let task = match args.task {
+        Some(task) => task,
+        None => super::task_of_data(&args.data, &[Task::Irtr, Task::Vqa, Task::Nlvr2])?,
+    };
+    if task == Task::ImgCls {
         bail!("--task img_cls: RegMean merges for irtr, vqa or nlvr2");
     }
     // NLVR2's second image has a token type of its own.
-    let nlvr2 = if args.task == Task::Nlvr2 { Want::Make(2) } else { Want::No };
+    let nlvr2 = if task == Task::Nlvr2 { Want::Make(2) } else { Want::No };
     let heads = Heads { nlvr2, ..Heads::default() };
-    let (runner, opened) = open_runner_from(&Source::Checkpoint(&args.checkpoint), heads, &args.model.options())?;
+    let (runner, opened) = open_runner_from(&Source::Checkpoint(path), heads, &args.model.options())?;
     for note in &opened.notes {
         context.note(note);
     }
     let a = &opened.architecture;
     if !a.attention_experts && !a.mlp_experts {
-        let path = show_path(&args.checkpoint);
+        let path = show_path(path);
         bail!("{path}: it has no experts in linear layers: RegMean has nothing to merge");
     }
     let layout = opened.layout.context("a checkpoint's layout")?;
-    let set: Arc<dyn Dataset> = Arc::new(data::open(&args.data, args.task, &args.split)?);
+    let set: Arc<dyn Dataset> = Arc::new(data::open(&args.data, task, &args.split)?);
     let count = args.samples.unwrap_or(set.len() as u64).min(set.len() as u64);
     if let Some(wanted) = args.samples.filter(|&wanted| wanted > count) {
         context.note(format_args!("{} has {count} examples: fewer than the {wanted} asked for", set.name()));
@@ -132,7 +138,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         if let Some(layer) = grams.not_finite() {
             bail!(
                 "{}: what {layer} is applied to isn't a finite number: look for NaN with vlmerge inspect --scan",
-                show_path(&args.checkpoint)
+                show_path(path)
             );
         }
         samples += n as u64;
@@ -144,14 +150,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     bar.finish_and_clear();
     context.skipped(set.as_ref());
     if grams.is_empty() {
-        let path = show_path(&args.checkpoint);
+        let path = show_path(path);
         bail!("{path}: no example was read");
     }
     let record = GramRecord {
-        checkpoint: args.checkpoint.display().to_string(),
+        checkpoint: path.display().to_string(),
         root: args.model.root.clone(),
         content_digest: formats::content_digest(&checkpoint, 2)?,
-        task: Some(args.task.to_string()),
+        task: Some(task.to_string()),
         samples,
         tokens: Default::default(),
     };
@@ -160,7 +166,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let (name, count, device) = (set.name(), grams.len(), opened.device);
     if args.json.json {
         let report = json!({
-            "output": output, "matrices": count, "task": args.task.to_string(), "data": name, "samples": samples,
+            "output": output, "matrices": count, "task": task.to_string(), "data": name, "samples": samples,
             "device": device.to_string(), "seconds": seconds,
         });
         return Ok(Report::done(format!("{report:#}\n")));
@@ -168,7 +174,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     Ok(Report::done(format!(
         "{count} gram matrices of {samples} examples ({name}, {}) written to {} in {seconds:.1} s on {device}\n\
          next: vlmerge regmean --grams {} -o merged.safetensors\n",
-        args.task,
+        task,
         output.display(),
         output.display()
     )))

@@ -14,6 +14,7 @@ use engine::predict::{self, Guess, label_names};
 use engine::runner::Runner;
 use engine::tasks::{self, Evaluation, Task};
 use engine::text::Tokenizer;
+use engine::train::run_dir::checkpoint_at;
 use formats::{show_name, show_path};
 use serde_json::{Value, json};
 
@@ -47,11 +48,11 @@ pub enum Prediction {
 #[command(after_help = "\
 Examples:
   engine predict vqa vqa.safetensors --image a.jpg --question \"what colour is the cat?\"
-  engine predict vqa vqa.safetensors --data arrows --split test -o submission.json
+  engine predict vqa runs/vqa --data arrows --split test -o submission.json
 
 The second writes [{\"question_id\": …, \"answer\": …}, …], as EvalAI takes it.")]
 pub struct VqaArgs {
-    /// The checkpoint, with a head for vqa.
+    /// The checkpoint, with a head for vqa; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The image.
     #[arg(long, value_name = "FILE", requires = "question", required_unless_present = "data", conflicts_with = "data")]
@@ -92,7 +93,7 @@ pub struct VqaArgs {
 Example:
   engine predict nlvr2 nlvr2.safetensors --left a.png --right b.png --text \"both images show a dog\"")]
 pub struct Nlvr2Args {
-    /// The checkpoint, with a head for nlvr2.
+    /// The checkpoint, with a head for nlvr2; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The left image.
     #[arg(long, value_name = "FILE")]
@@ -114,7 +115,7 @@ pub struct Nlvr2Args {
 Example:
   engine predict img_cls imagenet.safetensors --image a.jpg --top 3")]
 pub struct ImgClsArgs {
-    /// The checkpoint, with a head for img_cls.
+    /// The checkpoint, with a head for img_cls; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The image.
     #[arg(long, value_name = "FILE")]
@@ -159,7 +160,8 @@ fn vqa(args: &VqaArgs, context: &Context) -> Result<Report> {
 
 /// Answers to all questions of a split, as EvalAI takes them.
 fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> Result<Report> {
-    let reads: Vec<&Path> = [args.checkpoint.as_path(), data].into_iter().chain(args.answers.as_deref()).collect();
+    let (checkpoint, _) = checkpoint_at(&args.checkpoint)?;
+    let reads: Vec<&Path> = [checkpoint.as_path(), data].into_iter().chain(args.answers.as_deref()).collect();
     super::check_output(output, args.force, &reads)?;
     let model = Model::open(&args.checkpoint, Task::Vqa, &args.model, context)?;
     let Some(names) = model.names(args.answers.as_deref())? else {
@@ -244,6 +246,7 @@ impl Model {
     /// # Errors
     /// The checkpoint can't be opened, or has no head for the task.
     fn open(path: &Path, task: Task, args: &ModelArgs, context: &Context) -> Result<Model> {
+        let path = &context.checkpoint(path)?;
         let only = |wanted: Task| if task == wanted { Want::IfPresent } else { Want::No };
         let heads =
             Heads { vqa: only(Task::Vqa), nlvr2: only(Task::Nlvr2), img_cls: only(Task::ImgCls), ..Heads::default() };

@@ -27,7 +27,7 @@ Examples:
 The first search embeds every image and keeps the result beside them, in DIR/.engine-search.safetensors; later ones
 read what is new or changed. With another checkpoint the index is made anew.")]
 pub struct Args {
-    /// The checkpoint, with a retrieval head.
+    /// The checkpoint, with a retrieval head; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The folder of images; those in folders below it count too.
     #[arg(long, value_name = "DIR")]
@@ -67,12 +67,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     if args.query.trim().is_empty() {
         bail!("--query is empty: say what to look for");
     }
+    let checkpoint = &context.checkpoint(&args.checkpoint)?;
     if let Some(html) = &args.html {
-        super::check_output(html, args.force, &[&args.checkpoint, &args.images, &place])?;
+        super::check_output(html, args.force, &[checkpoint, &args.images, &place])?;
     }
     let options = args.model.options();
     let search = Search {
-        checkpoint: &args.checkpoint,
+        checkpoint,
         options: &options,
         folder: &args.images,
         index: &place,
@@ -80,7 +81,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     // Neither waits for the other: reading the text's part of a checkpoint takes longest, once there is an index.
     let (query, plan) = std::thread::scope(|scope| {
-        let query = scope.spawn(|| embed_query(args, &options, context));
+        let query = scope.spawn(|| embed_query(checkpoint, args, &options, context));
         let plan = search::plan(&search);
         (query.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), plan)
     });
@@ -128,9 +129,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
 }
 
 /// The query's embedding. One text isn't worth waking a card for.
-fn embed_query(args: &Args, options: &Options, context: &Context) -> Result<Vec<f32>> {
+fn embed_query(checkpoint: &Path, args: &Args, options: &Options, context: &Context) -> Result<Vec<f32>> {
     let device = if options.device == Choice::Auto { Choice::Cpu } else { options.device };
-    let encoder = TextEncoder::open(&args.checkpoint, &Options { device, ..options.clone() })?;
+    let encoder = TextEncoder::open(checkpoint, &Options { device, ..options.clone() })?;
     let (texts, cut) = embed::encode(&Tokenizer::bert(), &[&args.query], encoder.text_len())?;
     if cut > 0 {
         context.note(format_args!("the query is longer than {} tokens and is cut", encoder.text_len()));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use formats::{show_name, show_path};
 
-use super::BrokenRow;
+use super::{BrokenRow, Task};
 
 /// Every message is one line that names the file.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,9 @@ pub enum Error {
     /// There is no such split, or nothing for the task.
     #[error("{}: no {wanted}; {found}", show_path(path))]
     Missing { path: PathBuf, wanted: String, found: String },
+    /// A task has to be chosen.
+    #[error("{}: there are data for {}: say which with --task", show_path(path), names(tasks))]
+    SeveralTasks { path: PathBuf, tasks: Vec<Task> },
     /// Too much of the data is unusable.
     #[error("{broken} of {rows} rows are broken, more than 1 %; {first} is the first")]
     TooManyBroken { broken: usize, rows: usize, first: BrokenRow },
@@ -27,6 +30,15 @@ pub enum Error {
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// `irtr, vqa and nlvr2`
+fn names(tasks: &[Task]) -> String {
+    let names: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+    match names.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => names.concat(),
+    }
+}
 
 impl Error {
     pub fn io(path: impl AsRef<Path>, action: &'static str, error: std::io::Error) -> Error {

@@ -41,7 +41,7 @@ use std::str::FromStr;
 pub use broken::{Broken, BrokenRow};
 pub use error::{Error, Result};
 pub use loader::{Batch, Loader, Options as LoaderOptions, Position};
-pub use open::{Found, SplitFiles, TOY, open, open_preferring, open_with, survey};
+pub use open::{Found, SplitFiles, TOY, only_task, open, open_preferring, open_with, survey};
 pub use records::Records;
 
 /// What the examples of a data set are for.
