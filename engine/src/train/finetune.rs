@@ -302,10 +302,13 @@ pub fn resume(
 /// What a resumed run of another length does from now on.
 fn new_length(config: &Config, state: &State, steps: u64) -> String {
     let (had, step) = (state.steps, state.step);
-    let rate = |steps| Schedule::new(config, steps).at(step);
+    let rate = |steps| match Schedule::new(config, steps).at(step) {
+        0.0 => "0".to_owned(),
+        rate => format!("{rate:.2e}"),
+    };
     format!(
         "the run now has {steps} updates in all, not {had}: the schedule is one over {steps} updates, so that the learning \
-         rate goes on at {:e} instead of {:e}",
+         rate goes on at {} instead of {}",
         rate(steps),
         rate(had)
     )
@@ -598,8 +601,12 @@ fn starting_head(
         None => had == wanted,
     };
     let differ = match &unknown {
-        Some(label) => format!("'{label}' of {} is none of the {had} labels of its {task} head", train.name()),
-        None => format!("its {task} head has {had} labels without names, and {} has {wanted}", train.name()),
+        Some(label) => {
+            format!("the label '{label}' of the data ({}) is none of the {had} of its {task} head", train.name())
+        }
+        None => {
+            format!("its {task} head has {had} labels without names, and the data ({}) have {wanted}", train.name())
+        }
     };
     let replaced = |rows: Vec<Option<usize>>, note: String| StartingHead {
         labels: data_labels.clone(),
@@ -729,8 +736,12 @@ impl Run<'_> {
         });
         let result = self.facts(trainer.as_ref(), &device);
         let mut recorder = Recorder::new(&self.run, &state, resumed, result, self.sitting.quiet)?;
-        for note in
-            self.introduction(trainer.as_ref(), &device, &state).into_iter().chain(self.notes.clone()).chain(notes)
+        for note in self
+            .introduction(trainer.as_ref(), &device, &state)
+            .into_iter()
+            .chain(self.notes.clone())
+            .chain(self.data.notes.clone())
+            .chain(notes)
         {
             recorder.say(&note);
         }
@@ -825,7 +836,6 @@ impl Run<'_> {
         if self.data.val.is_none() {
             lines.push("without validation: only the last weights are kept".into());
         }
-        lines.extend(self.data.notes.iter().cloned());
         if state.step > 0 {
             lines.push(format!("resumed after {} updates", state.step));
         }

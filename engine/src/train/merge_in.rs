@@ -395,7 +395,7 @@ impl Recipe {
         let shown = show_path(path);
         let mut text = String::new();
         let read = File::open(path).and_then(|file| file.take(Recipe::MAX_BYTES).read_to_string(&mut text));
-        read.map_err(|e| Error::File(format!("{shown}: cannot read the recipe: {e}")))?;
+        read.map_err(|e| Error::File(formats::Error::io(path, "read the recipe", e).to_string()))?;
         let wrong = |at: usize, reason: String| {
             let line = text.as_bytes()[..at.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1;
             Error::File(format!("{shown}: line {line}: {reason}"))

@@ -329,7 +329,7 @@ fn a_head_of_other_labels_is_no_dead_end() {
     for head in [None, Some(Head::Keep), Some(Head::Match)] {
         assert_eq!(told(found(head, 2, &[]).unwrap()), (own(), None, String::new()), "{head:?}");
     }
-    let note = "its vqa head has 3129 labels without names, and train has 2: a new head takes its place \
+    let note = "its vqa head has 3129 labels without names, and the data (train) have 2: a new head takes its place \
                 (--head match keeps the rows of labels that both name)";
     assert_eq!(told(found(None, 3129, &[]).unwrap()), (own(), Some(vec![]), note.into()));
     let error = refused(Some(Head::Keep), 3129, &[]);
@@ -353,8 +353,13 @@ fn a_head_of_other_labels_is_no_dead_end() {
     let other = names(r#"["red","yes"]"#);
     let (labels, rows, note) = told(found(None, 2, &other).unwrap());
     assert_eq!((labels, rows), (own(), Some(vec![])));
-    assert!(note.starts_with("'no' of train is none of the 2 labels of its vqa head: a new head"), "{note}");
-    assert!(refused(Some(Head::Keep), 2, &other).contains("'no' of train is none of the 2 labels"));
+    assert!(
+        note.starts_with("the label 'no' of the data (train) is none of the 2 of its vqa head: a new head"),
+        "{note}"
+    );
+    assert!(
+        refused(Some(Head::Keep), 2, &other).contains("the label 'no' of the data (train) is none of the 2 of its")
+    );
     let (_, rows, _) = told(found(Some(Head::Match), 2, &other).unwrap());
     assert_eq!(rows, Some(vec![Some(1), None]));
 
