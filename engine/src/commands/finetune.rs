@@ -25,7 +25,8 @@ Examples:
   engine finetune merged.safetensors
   engine finetune merged.safetensors --preset vqa-base-480 --data arrows/ --accumulate 16 -o runs/vqa
   engine finetune ms.ckpt --merge interpolate:0.5 --preset irtr-f30k-base-384 --data arrows/ -o runs/f30k
-  engine finetune ms.ckpt --merge \"arithmetic --lambda 0.75 --base seed.ckpt --sequential\" --data arrows/
+  engine finetune ms.ckpt --data arrows/ \\
+    --merge \"arithmetic --lambda 0.75 --base seed.ckpt --sequential\"
   engine finetune ms.ckpt --merge recipe.toml --data arrows/ --no-validation
   engine finetune runs/vqa --data mine/ --head match -o runs/mine
   engine finetune lightning.ckpt --root ema.model --task vqa --data arrows/
