@@ -41,8 +41,9 @@ pub trait Trainer: Send {
     fn save_weights(&self, path: &Path, metadata: &[(String, String)]) -> anyhow::Result<()>;
     /// Writes the optimizer's moments and step count as safetensors, atomically.
     fn save_optimizer(&self, path: &Path) -> anyhow::Result<()>;
-    /// Continues from what both `save_` methods wrote; bit for bit where an uninterrupted run would be.
-    fn restore(&mut self, weights: &Path, optimizer: &Path) -> anyhow::Result<()>;
+    /// Takes up what [`Trainer::save_optimizer`] wrote. Of a trainer that was opened with the weights saved beside it,
+    /// it makes the one that an uninterrupted run would have, bit for bit.
+    fn restore_optimizer(&mut self, path: &Path) -> anyhow::Result<()>;
 
     /// The model as it stands, for evaluation: no dropout, no gradients.
     fn runner(&self) -> Box<dyn Runner>;

@@ -340,7 +340,7 @@ fn ten_steps(reference: bool) -> Vec<f64> {
 #[test]
 fn ten_steps_of_training_follow_the_python_code_with_reference() {
     let off = ten_steps(true);
-    println!("with reference, off by {off:.1e?}");
+    println!("with reference, off by {off:?}");
     assert!(off.iter().all(|&off| off <= 1e-4), "{off:?}");
 }
 
@@ -348,7 +348,7 @@ fn ten_steps_of_training_follow_the_python_code_with_reference() {
 #[test]
 fn ten_steps_of_training_stay_near_the_python_code_by_default() {
     let off = ten_steps(false);
-    println!("by default, off by {off:.1e?}");
+    println!("by default, off by {off:?}");
     assert!(off[..2].iter().all(|&off| off <= TOLERANCE_F32), "before the first change: {off:?}");
     assert!(off.iter().all(|&off| off <= 1e-3), "{off:?}");
 }

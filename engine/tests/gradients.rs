@@ -197,8 +197,8 @@ fn a_restored_trainer_goes_on_bit_for_bit() {
         }
         first.save_weights(&weights, &[]).unwrap();
         first.save_optimizer(&optimizer).unwrap();
-        let mut second = fresh();
-        second.restore(&weights, &optimizer).unwrap();
+        let mut second = open(&weights, heads, settings);
+        second.restore_optimizer(&optimizer).unwrap();
         let resumed: Vec<_> = (2..4).map(|number| step(&mut *second, number)).collect();
         assert_eq!(resumed, uninterrupted[2..], "{task}");
     }

@@ -30,7 +30,7 @@ The result holds images [n, d] and texts [m, d], each row of length 1: texts · 
 metadata has the paths and texts of the rows as JSON arrays. Files that can't be read as images are named and left \
 out; if they are more than 1 %, the command fails.")]
 pub struct Args {
-    /// The checkpoint, with a retrieval head.
+    /// The checkpoint, with a retrieval head; or the folder of a run.
     pub checkpoint: PathBuf,
     /// Images, and folders of images.
     #[arg(long, value_name = "DIR|FILE", num_args = 1.., required_unless_present = "texts")]
@@ -51,9 +51,10 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
-    let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
+    let path = &context.checkpoint(&args.checkpoint)?;
+    let checkpoint = formats::open_root(path, args.model.root.as_deref())?;
     let reads: Vec<&Path> =
-        std::iter::once(&args.checkpoint).chain(&args.images).chain(&args.texts).map(PathBuf::as_path).collect();
+        std::iter::once(path).chain(&args.images).chain(&args.texts).map(PathBuf::as_path).collect();
     let target = Target::tensors(output, args.output.force, &reads)?;
     let files = files(&args.images)?;
     let texts = args.texts.as_deref().map(embed::read_texts).transpose()?;
@@ -64,7 +65,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     let (mut images, mut device, mut unreadable) = (0, String::new(), Vec::new());
     if !files.is_empty() {
-        let (encoder, opened) = ImageEncoder::open(&args.checkpoint, &args.model.options())?;
+        let (encoder, opened) = ImageEncoder::open(path, &args.model.options())?;
         opened.notes.iter().for_each(|note| context.note(note));
         device = opened.device.to_string();
         let bar = context.bar("images", files.len());
@@ -84,7 +85,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         tensor("images", found.embeddings);
     }
     if let Some(texts) = &texts {
-        let encoder = TextEncoder::open(&args.checkpoint, &args.model.options())?;
+        let encoder = TextEncoder::open(path, &args.model.options())?;
         device = encoder.opened().device.to_string();
         let (encoded, cut) = embed::encode(&Tokenizer::bert(), texts, encoder.text_len())?;
         if cut > 0 {
@@ -96,7 +97,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         tensor("texts", encoder.embed(&encoded, args.batch_size.into())?);
     }
     let from = json!({
-        "file": args.checkpoint.file_name().map(|name| name.to_string_lossy()),
+        "file": path.file_name().map(|name| name.to_string_lossy()),
         "content_digest": formats::content_digest(&checkpoint, super::threads())?,
     });
     metadata.insert("engine.checkpoint".into(), from.to_string());

@@ -27,7 +27,7 @@ use crate::cli::{JsonArg, ModelArgs};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  engine eval run/best.safetensors --task irtr --data arrows/
+  engine eval runs/coco --task irtr --data arrows/
   engine eval run/best.safetensors --task nlvr2 --data arrows/ \\
       --split val --split test
   engine eval run/best.safetensors --task vqa --data arrows/ --split test-dev \\
@@ -38,9 +38,10 @@ Examples:
 Retrieval ranks every image for each text and every text for each image. A split without public answers has no score; \
 --submission writes the file that EvalAI takes. A head whose labels the checkpoint doesn't name is compared with the data set's numbered labels.")]
 pub struct Args {
-    /// The checkpoint, fine-tuned for the task.
+    /// The checkpoint, fine-tuned for the task; or the folder of a run, whose best weights are taken, else its last.
     pub checkpoint: PathBuf,
-    /// What it was trained for: irtr, vqa, nlvr2 or img_cls [default: what the checkpoint says].
+    /// What it was trained for: irtr, vqa, nlvr2 or img_cls [default: what the checkpoint says, else what
+    /// the data are for].
     #[arg(long, value_name = "T")]
     pub task: Option<Task>,
     /// The data set: a folder of Arrow files, of images beside JSONL files or of one folder of images for each class; a
@@ -87,8 +88,8 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
-    let reads: Vec<&Path> =
-        [&args.checkpoint, &args.data].into_iter().chain(&args.answers).map(PathBuf::as_path).collect();
+    let checkpoint = &context.checkpoint(&args.checkpoint)?;
+    let reads: Vec<&Path> = [checkpoint, &args.data].into_iter().chain(&args.answers).map(PathBuf::as_path).collect();
     let target = |output: &PathBuf| Target::text(output, args.force, &reads);
     let details_to = args.details.as_ref().map(target).transpose()?;
     let submission_to = args.submission.as_ref().map(target).transpose()?;
@@ -99,7 +100,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     if args.details.is_some() && args.details.as_ref().map(place) == args.submission.as_ref().map(place) {
         return usage("--details and --submission name the same file: give each its own");
     }
-    let (runner, opened) = open_runner(&args.checkpoint, &args.model.options())?;
+    let (runner, opened) = open_runner(checkpoint, &args.model.options())?;
     context.opened(&opened);
     let task = task(args, &opened)?;
     if args.submission.is_some() && (task != Task::Vqa || args.split.len() != 1) {
@@ -118,7 +119,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     if runner.labels(task.name()).is_none() {
         bail!(
             "{}: this checkpoint has no head for {task}; 'engine finetune --task {task}' trains one",
-            show_path(&args.checkpoint)
+            show_path(checkpoint)
         );
     }
     let mut runner = Watched { runner, bar: ProgressBar::hidden() };
@@ -173,8 +174,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
             Ok(((*split).to_owned(), value))
         });
         let splits: serde_json::Map<String, Value> = splits.collect::<Result<_>>()?;
-        let report =
-            json!({ "checkpoint": show_path(&args.checkpoint).to_string(), "task": task.name(), "splits": splits });
+        let report = json!({ "checkpoint": show_path(checkpoint).to_string(), "task": task.name(), "splits": splits });
         return Ok(Report::done(format!("{report:#}\n")));
     }
     let tables = outcomes
@@ -272,7 +272,7 @@ fn task(args: &Args, opened: &Opened) -> Result<Task> {
     }
     match opened.metadata.get("engine.task").and_then(|task| task.parse().ok()) {
         Some(task) => Ok(task),
-        None => usage(&format!("{}: it doesn't say its task: give --task", show_path(&args.checkpoint))),
+        None => super::task_of_data(&args.data, &Task::ALL),
     }
 }
 

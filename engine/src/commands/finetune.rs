@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use engine::device::{Choice, Precision};
 use engine::tasks::Task;
-use engine::train::config::{Config, Protocol};
-use engine::train::finetune::{Finished, Sitting, resume, start};
+use engine::train::config::{Config, Head, Protocol};
+use engine::train::finetune::{Changes, Finished, Length, Sitting, resume, start, start_in_new_folder};
 use engine::train::fit::Outcome;
 use engine::train::interrupt::stop_flag;
 use engine::train::open;
@@ -27,20 +27,31 @@ Examples:
       --accumulate 16 -o runs/vqa
   engine finetune ms.ckpt --merge interpolate:0.5 --preset irtr-f30k-base-384 \\
       --data arrows/ -o runs/f30k
+  engine finetune ms.ckpt --data arrows/ \\
+      --merge \"arithmetic --lambda 0.75 --base seed.ckpt --sequential\"
+  engine finetune ms.ckpt --merge recipe.toml --data arrows/ --no-validation
+  engine finetune runs/vqa --data mine/ --head match -o runs/mine
+  engine finetune lightning.ckpt --root ema.model --task vqa --data arrows/
   engine finetune --preset easy-vqa --task irtr --data easy_vqa.whl \\
       -o runs/captions
   engine finetune --resume runs/vqa
+  engine finetune --resume runs/vqa --epochs 20
 
 Later values replace earlier ones: preset, --config, options, --set; `engine presets NAME` shows all keys. Without \
 --data it trains on the built-in toy data set. Ctrl-C writes a checkpoint and ends the run.
 
+The task is that of the data where they are for one task alone. A checkpoint's head for it is kept where it has all \
+labels of the data; otherwise a new head takes its place, and a note says so (--head decides).
+
 The batch of an update (--batch-size) is computed in --accumulate parts whose gradients are averaged. For irtr, the \
 negatives of a pair are the other pairs of its part: more parts mean fewer negatives, not only less memory.")]
 pub struct Args {
-    /// The checkpoint to start from; without one, a new model in the configuration's shape.
+    /// The checkpoint to start from, or the folder of a run (its best weights, else its last); without one, a new model
+    /// in the configuration's shape.
     #[arg(conflicts_with = "resume")]
     pub checkpoint: Option<PathBuf>,
-    /// Continue the run in this folder from its last checkpoint.
+    /// Continue the run in this folder from its last checkpoint. With --epochs or --steps, this becomes its whole length,
+    /// and its schedule follows.
     #[arg(long, value_name = "RUN_DIR", conflicts_with_all = NEW)]
     pub resume: Option<PathBuf>,
     /// A preset configuration; `engine presets` lists them.
@@ -49,13 +60,16 @@ pub struct Args {
     /// A configuration file, such as a run's config.toml.
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// What to learn: irtr, vqa, nlvr2 or img_cls.
+    /// What to learn: irtr, vqa, nlvr2 or img_cls [default: what the data are for, where that is one task].
     #[arg(long, value_name = "T")]
     pub task: Option<Task>,
     /// The data set: a folder of Arrow files, of images beside JSONL files or of one folder of images for each class; a
     /// single Arrow or JSONL file; easy-VQA's wheel; or toy.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Train without a validation split. The run then has no best weights, only its last.
+    #[arg(long)]
+    pub no_validation: bool,
     /// Whose splits to use: paper trains on Flickr30k's train and val and validates on its test, as the Python code does
     /// [default: train and val of every data set].
     #[arg(long, value_name = "NAME")]
@@ -87,9 +101,17 @@ pub struct Args {
     /// Seed of the order of examples, augmentation, dropout and new weights.
     #[arg(long, value_name = "N")]
     pub seed: Option<u32>,
+    /// Where in the checkpoint's file the tensors are, e.g. model.ema [default: found].
+    #[arg(long, value_name = "KEY.KEY")]
+    pub root: Option<String>,
+    /// What becomes of the checkpoint's head for the task: keep it; start with a new one; or match, where labels that
+    /// the head and the data both name keep their rows [default: keep where it has all labels of the data, else new].
+    #[arg(long, value_name = "HEAD")]
+    pub head: Option<Head>,
     /// Merge the checkpoint's experts first, as vlmerge does: interpolate:RATIO, arithmetic:LAMBDA:SEED or
-    /// regmean:GRAMS.
-    #[arg(long, value_name = "HOW", requires = "checkpoint")]
+    /// regmean:GRAMS; a whole command of vlmerge in quotes, without the checkpoint (or with {} in its place) and without
+    /// -o; or a recipe file that ends in .toml, in which the checkpoint stands for the input with that role.
+    #[arg(long, value_name = "HOW")]
     pub merge: Option<String>,
     /// Any value of the configuration, e.g. --set clip=1.0 --set model.layers=6.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -104,21 +126,22 @@ pub struct Args {
     pub json: JsonArg,
 }
 
-/// What makes a new run: all but where to run it.
+/// What makes a new run: all but where to run it and how long.
 const NEW: &[&str] = &[
     "preset",
     "config",
     "task",
     "data",
     "protocol",
+    "no_validation",
     "image_size",
     "batch_size",
     "accumulate",
     "lr",
-    "epochs",
-    "steps",
     "precision",
     "seed",
+    "root",
+    "head",
     "merge",
     "set",
     "output",
@@ -128,18 +151,27 @@ const NEW: &[&str] = &[
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let sitting = Sitting { quiet: context.quiet, stop: stop_flag(), vlmerge: None };
     let finished = match &args.resume {
-        Some(folder) => resume(folder, args.device, &sitting, &mut open::trainer),
-        None => configuration(args).map_err(anyhow::Error::from).and_then(|config| {
-            let folder = args.output.clone().unwrap_or_else(free_folder);
-            start(config, &folder, args.force, &sitting, &mut open::trainer)
+        Some(folder) => {
+            let steps = args.steps.map(|steps| Length::Steps(steps.into()));
+            let length = args.epochs.map(|epochs| Length::Epochs(epochs.into())).or(steps);
+            resume(folder, &Changes { device: args.device, length }, &sitting, &mut open::trainer)
+        }
+        None => configuration(args).map_err(anyhow::Error::from).and_then(|config| match &args.output {
+            Some(folder) => start(config, folder, args.force, &sitting, &mut open::trainer),
+            None => start_in_new_folder(config, Path::new(""), &sitting, &mut open::trainer),
         }),
     };
     match finished {
         Ok(finished) => {
             let success = matches!(finished.outcome, Outcome::Finished(_));
-            let report = match args.json.json {
-                true => Report::done(format!("{:#}\n", serde_json::to_value(&finished.result)?)),
-                false => context.summary(summary(&finished)),
+            let report = if args.json.json {
+                let mut report = serde_json::to_value(&finished.result)?;
+                if let serde_json::Value::Object(report) = &mut report {
+                    report.shift_insert(0, "run".into(), finished.folder.to_string_lossy().into());
+                }
+                Report::done(format!("{report:#}\n"))
+            } else {
+                context.summary(summary(&finished))
             };
             Ok(Report { success, ..report })
         }
@@ -171,6 +203,9 @@ fn configuration(args: &Args) -> Result<Config, Error> {
         ("checkpoint", args.checkpoint.as_deref().map(|at| path("checkpoint", at)).transpose()?),
         ("data", args.data.as_deref().map(|at| path("data", at)).transpose()?),
         ("task", args.task.map(|task| task.name().into())),
+        ("validate", args.no_validation.then_some(false.into())),
+        ("root", args.root.as_deref().map(Value::from)),
+        ("head", args.head.map(|head| head.name().into())),
         ("merge", args.merge.as_deref().map(Value::from)),
         ("protocol", args.protocol.map(|Protocol::Paper| "paper".into())),
         ("image_size", args.image_size.map(integer)),
@@ -192,12 +227,6 @@ fn configuration(args: &Args) -> Result<Config, Error> {
         layers.set(assignment)?;
     }
     layers.config()
-}
-
-/// `run`, or the first of `run-2`, `run-3`, … that is not there.
-fn free_folder() -> PathBuf {
-    let names = std::iter::once("run".to_owned()).chain((2..).map(|number| format!("run-{number}")));
-    names.map(PathBuf::from).find(|path| !path.exists()).unwrap_or_else(|| "run".into())
 }
 
 fn summary(finished: &Finished) -> String {

@@ -39,11 +39,12 @@ VQAv2's rest_val, NLVR2's dev and test1; of other data sets val, or train where 
 resized; with --samples, --seed draws the examples. Every token counts, padding too, as in the Python code. A
 modality-agnostic checkpoint gives one matrix for each linear layer, named without a modality.")]
 pub struct Args {
-    /// The checkpoint.
+    /// The checkpoint, or the folder of a run.
     pub checkpoint: PathBuf,
-    /// The task whose forward passes are recorded: irtr runs texts and images apart, vqa and nlvr2 together.
+    /// The task whose forward passes are recorded: irtr runs texts and images apart, vqa and nlvr2 together [default: what
+    /// the data are for, where that is one of these].
     #[arg(long, value_name = "T")]
-    pub task: Task,
+    pub task: Option<Task>,
     /// The data set: a folder of Arrow files, of images beside JSONL files or of one folder of images for each class; a
     /// single Arrow or JSONL file; easy-VQA's wheel; or toy.
     #[arg(long, value_name = "DIR", default_value = data::TOY)]
@@ -73,15 +74,20 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
-    let checkpoint = formats::open_root(&args.checkpoint, args.model.root.as_deref())?;
-    let target = Target::tensors(output, args.output.force, &[&args.checkpoint, &args.data])?;
-    if args.task == Task::ImgCls {
+    let path = &context.checkpoint(&args.checkpoint)?;
+    let checkpoint = formats::open_root(path, args.model.root.as_deref())?;
+    let target = Target::tensors(output, args.output.force, &[path, &args.data])?;
+    let task = match args.task {
+        Some(task) => task,
+        None => super::task_of_data(&args.data, &[Task::Irtr, Task::Vqa, Task::Nlvr2])?,
+    };
+    if task == Task::ImgCls {
         bail!("--task img_cls: RegMean merges for irtr, vqa or nlvr2");
     }
     // NLVR2's second image has a token type of its own.
-    let nlvr2 = if args.task == Task::Nlvr2 { Want::Make(2) } else { Want::No };
+    let nlvr2 = if task == Task::Nlvr2 { Want::Make(2) } else { Want::No };
     let heads = Heads { nlvr2, ..Heads::default() };
-    let (runner, opened) = open_runner_from(&Source::Checkpoint(&args.checkpoint), heads, &args.model.options())?;
+    let (runner, opened) = open_runner_from(&Source::Checkpoint(path), heads, &args.model.options())?;
     for note in &opened.notes {
         context.note(note);
     }
@@ -90,7 +96,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         true => Grams::new(opened.layout.context("a checkpoint's layout")?),
         false => Grams::of_shared_weights(),
     };
-    let (records, why) = open_split(args)?;
+    let (records, why) = open_split(args, task)?;
     let set: Arc<dyn Dataset> = Arc::new(records);
     context.tell_broken_rows(set.as_ref());
     let count = args.samples.unwrap_or(set.len() as u64).min(set.len() as u64);
@@ -143,7 +149,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         if let Some(layer) = grams.not_finite() {
             bail!(
                 "{}: what {layer} is applied to isn't a finite number: look for NaN with vlmerge inspect --scan",
-                show_path(&args.checkpoint)
+                show_path(path)
             );
         }
         samples += n as u64;
@@ -155,14 +161,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     bar.finish_and_clear();
     context.skipped(set.as_ref());
     if grams.is_empty() {
-        let path = show_path(&args.checkpoint);
+        let path = show_path(path);
         bail!("{path}: no example was read");
     }
     let record = GramRecord {
-        checkpoint: args.checkpoint.display().to_string(),
+        checkpoint: path.display().to_string(),
         root: args.model.root.clone(),
         content_digest: formats::content_digest(&checkpoint, 2)?,
-        task: Some(args.task.to_string()),
+        task: Some(task.to_string()),
         samples,
         tokens: Default::default(),
     };
@@ -171,7 +177,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let (name, count, device) = (set.name(), grams.len(), opened.device);
     if args.json.json {
         let report = json!({
-            "output": output, "matrices": count, "task": args.task.to_string(), "data": name, "samples": samples,
+            "output": output, "matrices": count, "task": task.to_string(), "data": name, "samples": samples,
             "device": device.to_string(), "seconds": seconds,
         });
         return Ok(Report::done(format!("{report:#}\n")));
@@ -179,7 +185,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let matrices = terminal::count(count, "gram matrix", "gram matrices");
     let (of, written) = (terminal::count(samples, "example", "examples"), output::shown(output));
     let mut summary =
-        format!("{matrices} of {of} ({name}, {}) written to {written} in {seconds:.1} s on {device}\n", args.task);
+        format!("{matrices} of {of} ({name}, {task}) written to {written} in {seconds:.1} s on {device}\n");
     if !output::is_standard(output) {
         summary += &format!("next: vlmerge regmean --grams {} -o merged.safetensors\n", formats::shell_path(output));
     }
@@ -187,16 +193,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
 }
 
 /// The split asked for, else the one that the Python code records gram matrices on, and why it is that one.
-fn open_split(args: &Args) -> Result<(Records, &'static str)> {
+fn open_split(args: &Args, task: Task) -> Result<(Records, &'static str)> {
     let opening = Opening { max_broken: args.max_broken, ..Opening::default() };
-    let open = |split: &str| data::open_as(&args.data, args.task, split, &opening);
+    let open = |split: &str| data::open_as(&args.data, task, split, &opening);
     if let Some(split) = &args.split {
         return Ok((open(split)?, ""));
     }
     if let Some(own) = data::own_split(&args.data) {
         return Ok((open(&own)?, ""));
     }
-    let published = data::published(&args.data, args.task, None).map(|splits| splits.grams);
+    let published = data::published(&args.data, task, None).map(|splits| splits.grams);
     let tries =
         published.into_iter().map(|split| (split, ", as in the Python code")).chain([("val", ""), ("train", "")]);
     let mut first = None;

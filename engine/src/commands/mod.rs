@@ -17,13 +17,14 @@ pub mod search;
 pub mod selftest;
 
 use std::panic::{AssertUnwindSafe, UnwindSafe};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
 use engine::data::Dataset;
 use engine::model::open::Opened;
 use engine::report::terminal::bar_style;
+use engine::tasks::Task;
 use formats::show_path;
 use indicatif::ProgressBar;
 
@@ -41,6 +42,15 @@ impl Context {
         if !self.quiet {
             crate::say(format_args!("{message}"));
         }
+    }
+
+    /// The checkpoint file that an argument names. Where that is a run's folder, says which file of it is taken.
+    pub fn checkpoint(&self, path: &Path) -> Result<PathBuf> {
+        let (file, note) = engine::train::run_dir::checkpoint_at(path)?;
+        if let Some(note) = note {
+            self.note(note);
+        }
+        Ok(file)
     }
 
     /// Names rows of a data set that can't be used, each as soon as it is found.
@@ -111,6 +121,14 @@ pub fn run(command: &Command, context: &Context) -> Result<Report> {
         Command::Search(args) => search::run(args, context),
         Command::Selftest(args) => selftest::run(args, context),
         Command::Completions { shell } => completions::run(*shell),
+    }
+}
+
+/// The task that the data at `path` are for, where `--task` isn't given.
+pub fn task_of_data(path: &Path, among: &[Task]) -> Result<Task> {
+    match engine::data::only_task(path, None, among) {
+        Err(e @ engine::data::Error::SeveralTasks { .. }) => usage(&e.to_string()),
+        found => Ok(found?),
     }
 }
 

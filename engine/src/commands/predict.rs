@@ -15,6 +15,7 @@ use engine::report::terminal::count;
 use engine::runner::Runner;
 use engine::tasks::{self, Evaluation, Task};
 use engine::text::Tokenizer;
+use engine::train::run_dir::checkpoint_at;
 use formats::{show_name, show_path};
 use serde_json::{Value, json};
 
@@ -52,12 +53,12 @@ pub enum Prediction {
 Examples:
   engine predict vqa vqa.safetensors --image a.jpg \\
       --question \"what colour is the cat?\"
-  engine predict vqa vqa.safetensors --data arrows --split test \\
+  engine predict vqa runs/vqa --data arrows --split test \\
       -o submission.json
 
 The second writes [{\"question_id\": …, \"answer\": …}, …], as EvalAI takes it.")]
 pub struct VqaArgs {
-    /// The checkpoint, with a head for vqa.
+    /// The checkpoint, with a head for vqa; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The image; - for standard input.
     #[arg(long, value_name = "FILE", requires = "question", required_unless_present = "data", conflicts_with = "data")]
@@ -103,7 +104,7 @@ Example:
 engine predict nlvr2 [OPTIONS] --left <FILE> --right <FILE>
                             --text <TEXT> <CHECKPOINT>")]
 pub struct Nlvr2Args {
-    /// The checkpoint, with a head for nlvr2.
+    /// The checkpoint, with a head for nlvr2; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The left image; - for standard input.
     #[arg(long, value_name = "FILE")]
@@ -125,7 +126,7 @@ pub struct Nlvr2Args {
 Example:
   engine predict img_cls imagenet.safetensors --image a.jpg --top 3")]
 pub struct ImgClsArgs {
-    /// The checkpoint, with a head for img_cls.
+    /// The checkpoint, with a head for img_cls; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The image; - for standard input.
     #[arg(long, value_name = "FILE")]
@@ -170,7 +171,8 @@ fn vqa(args: &VqaArgs, context: &Context) -> Result<Report> {
 
 /// Answers to all questions of a split, as EvalAI takes them.
 fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> Result<Report> {
-    let reads: Vec<&Path> = [args.checkpoint.as_path(), data].into_iter().chain(args.answers.as_deref()).collect();
+    let (checkpoint, _) = checkpoint_at(&args.checkpoint)?;
+    let reads: Vec<&Path> = [checkpoint.as_path(), data].into_iter().chain(args.answers.as_deref()).collect();
     let target = Target::text(output, args.force, &reads)?;
     let model = Model::open(&args.checkpoint, Task::Vqa, &args.model, context)?;
     let Some(names) = model.names(args.answers.as_deref())? else {
@@ -253,6 +255,7 @@ impl Model {
     /// # Errors
     /// The checkpoint can't be opened, or has no head for the task.
     fn open(path: &Path, task: Task, args: &ModelArgs, context: &Context) -> Result<Model> {
+        let path = &context.checkpoint(path)?;
         let only = |wanted: Task| if task == wanted { Want::IfPresent } else { Want::No };
         let heads =
             Heads { vqa: only(Task::Vqa), nlvr2: only(Task::Nlvr2), img_cls: only(Task::ImgCls), ..Heads::default() };

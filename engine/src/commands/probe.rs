@@ -27,7 +27,7 @@ image_0, image_1, vqa_targets [n, labels], nlvr2_labels, class_label. The result
 modality alone), vl.* (joint), ifm.* (through the vl experts), and the logits.* and loss.* that the batch and the \
 checkpoint's heads allow.")]
 pub struct Args {
-    /// The checkpoint.
+    /// The checkpoint, or the folder of a run.
     pub checkpoint: PathBuf,
     /// The tensors to run on, a safetensors file.
     #[arg(long, value_name = "FILE")]
@@ -48,8 +48,8 @@ pub struct Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let output = &args.output.output;
-    let reads: Vec<&Path> =
-        [&args.checkpoint, &args.batch].into_iter().chain(&args.heads).map(PathBuf::as_path).collect();
+    let checkpoint = &context.checkpoint(&args.checkpoint)?;
+    let reads: Vec<&Path> = [checkpoint, &args.batch].into_iter().chain(&args.heads).map(PathBuf::as_path).collect();
     let target = Target::tensors(output, args.output.force, &reads)?;
     let batch = read_probe_batch(&args.batch)?;
     let mut options = args.model.options();
@@ -58,7 +58,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     // The images tell the size where the checkpoint doesn't.
     let size = batch.images.as_ref().or(batch.pair.as_ref().map(|(left, _)| left)).map(|images| images.size);
     options.image_size = options.image_size.or(size);
-    let (runner, opened) = open_runner(&args.checkpoint, &options)?;
+    let (runner, opened) = open_runner(checkpoint, &options)?;
     context.opened(&opened);
     let mut found = runner.probe(&batch).with_context(|| show_path(&args.batch).to_string())?;
     let every: Vec<String> = found.iter().map(|tensor| tensor.name.clone()).collect();

@@ -29,7 +29,7 @@ Examples:
 The first search embeds every image and keeps the embeddings beside the images, in DIR/.engine-search.safetensors; \
 later searches read only images that are new or have changed. Another checkpoint rebuilds this index.")]
 pub struct Args {
-    /// The checkpoint, with a retrieval head.
+    /// The checkpoint, with a retrieval head; or the folder of a run.
     pub checkpoint: PathBuf,
     /// The folder of images, searched with all folders below it.
     #[arg(long, value_name = "DIR")]
@@ -69,11 +69,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     if args.query.trim().is_empty() {
         bail!("--query is empty: say what to look for");
     }
-    let reads: [&Path; 3] = [&args.checkpoint, &args.images, &place];
+    let checkpoint = &context.checkpoint(&args.checkpoint)?;
+    let reads: [&Path; 3] = [checkpoint, &args.images, &place];
     let page = args.html.as_deref().map(|html| Target::text(html, args.force, &reads)).transpose()?;
     let options = args.model.options();
     let search = Search {
-        checkpoint: &args.checkpoint,
+        checkpoint,
         options: &options,
         folder: &args.images,
         index: &place,
@@ -81,7 +82,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     };
     // Neither waits for the other: reading the text's part of a checkpoint takes longest, once there is an index.
     let (query, plan) = std::thread::scope(|scope| {
-        let query = scope.spawn(|| embed_query(args, &options, context));
+        let query = scope.spawn(|| embed_query(checkpoint, args, &options, context));
         let plan = search::plan(&search);
         (query.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), plan)
     });
@@ -136,9 +137,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
 }
 
 /// The query's embedding. One text isn't worth waking a card for.
-fn embed_query(args: &Args, options: &Options, context: &Context) -> Result<Vec<f32>> {
+fn embed_query(checkpoint: &Path, args: &Args, options: &Options, context: &Context) -> Result<Vec<f32>> {
     let device = if options.device == Choice::Auto { Choice::Cpu } else { options.device };
-    let encoder = TextEncoder::open(&args.checkpoint, &Options { device, ..options.clone() })?;
+    let encoder = TextEncoder::open(checkpoint, &Options { device, ..options.clone() })?;
     encoder.opened().device.warning(options.precision).into_iter().for_each(|warning| context.note(warning));
     let (texts, cut) = embed::encode(&Tokenizer::bert(), &[&args.query], encoder.text_len())?;
     if cut > 0 {

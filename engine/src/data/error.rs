@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use formats::{show_name, show_path};
 
-use super::BrokenRow;
+use super::{BrokenRow, Task};
 
 /// Every message is one line that names the file.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,9 @@ pub enum Error {
         /// What else there is to say, beginning with a semicolon.
         note: String,
     },
+    /// A task has to be chosen.
+    #[error("{}: there are data for {}: say which with --task", show_path(path), names(tasks))]
+    SeveralTasks { path: PathBuf, tasks: Vec<Task> },
     /// Too much of the data is unusable.
     #[error(
         "{first}; {broken} of {rows} rows are broken, more than {} %: repair them, or allow more with --max-broken (in \
@@ -54,6 +57,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// In percent, without the digits that only arise from counting in twos.
 fn percent(share: f64) -> f64 {
     (share * 1e6).round() / 1e4
+}
+
+/// `irtr, vqa and nlvr2`
+fn names(tasks: &[Task]) -> String {
+    let names: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+    match names.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => names.concat(),
+    }
 }
 
 impl Error {

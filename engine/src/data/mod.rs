@@ -45,7 +45,7 @@ use std::str::FromStr;
 pub use broken::{Broken, BrokenRow, MAX_BROKEN, Unit};
 pub use error::{Error, Result};
 pub use loader::{Batch, Loader, Options as LoaderOptions, Position};
-pub use open::{Found, Opening, SplitFiles, TOY, open, open_as, own_split, survey};
+pub use open::{Found, Opening, SplitFiles, TOY, only_task, open, open_as, own_split, survey};
 pub use published::{Published, published};
 pub use records::{Numbering, Records};
 

@@ -135,6 +135,33 @@ pub fn survey(path: &Path) -> Result<Vec<Found>> {
     }
 }
 
+/// The task that the data at `path` are for: those of the data set `preferred`, where it is given.
+///
+/// # Errors
+/// They are for several of the tasks `among`, or for none of them, or can't be read.
+pub fn only_task(path: &Path, preferred: Option<&str>, among: &[Task]) -> Result<Task> {
+    let (found, why_not) = match Place::at(path) {
+        Ok(Place::Files(files)) if path != Path::new(TOY) || path.exists() => {
+            let why_not = files.why_not();
+            (files.found, why_not)
+        }
+        _ => (survey(path)?, String::new()),
+    };
+    let of_set = |found: &&Found| preferred.is_none_or(|set| found.set == set);
+    let mut tasks: Vec<Task> = found.iter().filter(of_set).map(|found| found.task).collect();
+    tasks.retain(|task| among.contains(task));
+    tasks.sort_unstable();
+    tasks.dedup();
+    match tasks[..] {
+        [task] => Ok(task),
+        [] => {
+            let wanted: Vec<&str> = among.iter().map(|task| task.name()).collect();
+            Err(Error::file(path, format!("there are no data for {}{why_not}", wanted.join(", "))))
+        }
+        _ => Err(Error::SeveralTasks { path: path.into(), tasks }),
+    }
+}
+
 fn builtin(set: &str, tasks: &[Task], splits: &[&str], path: &Path) -> Vec<Found> {
     let splits: Vec<SplitFiles> =
         splits.iter().map(|split| SplitFiles { split: split.to_string(), files: vec![path.into()] }).collect();

@@ -11,6 +11,7 @@ use super::config::Architecture;
 use super::layers::{
     Attention, Classifier, Embedding, Expert, Experts, LayerNorm, Linear, MlmHead, Mlp, Pooler, Projection, Transform,
 };
+use super::save::values;
 use super::transformer::{Block, Convolution, PatchEmbed, TextEmbeddings, Transformer, VlModel};
 use super::weights::{LoadError, Weights};
 use crate::kernels::Backend;
@@ -47,6 +48,24 @@ impl Heads {
         img_cls: Want::IfPresent,
         pretraining: Want::IfPresent,
     };
+}
+
+/// A head that the checkpoint has and that another takes the place of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplacedHead {
+    /// As its tensors' names begin: `vqa_classifier`.
+    pub name: &'static str,
+    /// For each label of the new head, the row of the checkpoint's last layer that it starts from, or `None` where it
+    /// starts anew. Where any row is kept, so are the layers before the last.
+    pub rows: Vec<Option<usize>>,
+}
+
+impl ReplacedHead {
+    /// Whether a tensor is of its last layer, whose rows are the labels.
+    pub(super) fn is_last_layer(&self, tensor: &str) -> bool {
+        let inner = tensor.strip_prefix(self.name);
+        inner.is_some_and(|inner| [".weight", ".bias", ".3.weight", ".3.bias"].contains(&inner))
+    }
 }
 
 /// How much of a checkpoint a model is built from.
@@ -473,7 +492,38 @@ impl<B: Backend> Builder<'_, B> {
         shape: [usize; D],
         init: Init,
     ) -> Result<Param<Tensor<B, D>>, LoadError> {
+        if let Some(rows) = self.weights.kept_rows(name) {
+            return self.some_rows(name, rows, shape, init);
+        }
         if self.has(name) { self.param(name, shape, init) } else { Ok(self.start(name, shape, init)) }
+    }
+
+    /// A parameter of which some rows are the checkpoint's and the others start anew.
+    fn some_rows<const D: usize>(
+        &mut self,
+        name: &str,
+        rows: &[Option<usize>],
+        shape: [usize; D],
+        init: Init,
+    ) -> Result<Param<Tensor<B, D>>, LoadError> {
+        let had = self.weights.shape(name).unwrap_or_default().to_vec();
+        self.used.insert(name.to_owned());
+        let beyond = rows.iter().flatten().any(|&row| had.first().is_none_or(|&count| row >= count));
+        if had.get(1..) != Some(&shape[1..]) || rows.len() != shape[0] || beyond {
+            self.misshapen.push(format!("{name} is {had:?}, the model takes rows for {shape:?} from it"));
+            return Ok(self.tensor(vec![0.0; shape.iter().product()], shape));
+        }
+        let kept = self.weights.read(name)?.unwrap_or_default();
+        let mut values = values(self.start(name, shape, init).val());
+        // It isn't new as a whole, and what is new of it is told elsewhere.
+        self.initialised.pop();
+        let width: usize = shape[1..].iter().product();
+        for (label, row) in rows.iter().enumerate() {
+            if let Some(row) = row {
+                values[label * width..][..width].copy_from_slice(&kept[row * width..][..width]);
+            }
+        }
+        Ok(self.tensor(values, shape))
     }
 
     fn param<const D: usize>(

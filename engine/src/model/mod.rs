@@ -18,6 +18,6 @@ pub mod training;
 pub mod transformer;
 pub mod weights;
 
-pub use build::{Heads, LoadReport, Start, Want};
+pub use build::{Heads, LoadReport, ReplacedHead, Start, Want};
 pub use config::Architecture;
 pub use weights::{LoadError, Weights};

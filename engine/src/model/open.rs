@@ -9,7 +9,7 @@ use burn_cuda::{Cuda, CudaDevice};
 use burn_flex::{Flex, FlexDevice};
 use formats::layout::Layout;
 
-use super::build::{Heads, LoadReport, Start, build};
+use super::build::{Heads, LoadReport, ReplacedHead, Start, build};
 use super::config::Architecture;
 use super::layers::Expert;
 use super::probe::{ProbeBatch, probe};
@@ -40,6 +40,8 @@ pub struct Options {
     /// The one task whose tensors are taken from `heads_file`, even where they replace the checkpoint's; with `None` all
     /// tasks' are that replace nothing.
     pub heads_task: Option<String>,
+    /// A head of the checkpoint that isn't to be loaded as it is.
+    pub replaced_head: Option<ReplacedHead>,
 }
 
 /// What was opened.
@@ -179,6 +181,9 @@ pub(super) fn prepare(source: &Source, options: &Options) -> Result<(Weights, Op
     if let Some(path) = &options.heads_file {
         add_heads(&mut weights, &mut architecture, path, options.heads_task.as_deref())?;
     }
+    if let Some(head) = &options.replaced_head {
+        weights.replace_head(head.clone());
+    }
     let mut notes = weights.fit(&mut architecture, options.image_size, options.text_len)?;
     if options.device == Choice::Auto && device == Device::Cpu {
         notes.extend(crate::device::passed_over());
@@ -242,7 +247,9 @@ where
     let (model, load) = build::<B>(&weights, a, heads, settings.seed, scratch, &device)?;
     a.token_types = model.token_type_embeddings.weight.val().dims()[0];
     opened.load = load;
-    let trainer = Training::new(model, a.clone(), heads, settings);
+    // The checkpoint had one: that it is new was asked for.
+    opened.load.initialised.retain(|name| !weights.is_replaced(name));
+    let trainer = Training::new(model, a.clone(), settings);
     Ok((Box::new(trainer), opened))
 }
 

@@ -9,7 +9,6 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Tensor, TensorData, TensorMetadata, TensorPrimitive};
 
-use super::build::{Heads, build};
 use super::config::Architecture;
 use super::input::{patches, texts};
 use super::names::{self, Path as NamePath, decays, decays_in_reference, is_head};
@@ -19,7 +18,6 @@ use super::recompute::Recompute;
 use super::save::{self, HostTensor, to_host};
 use super::session::{Session, check_images, check_texts};
 use super::transformer::{Pass, PositionIndex, Tape, VlModel};
-use super::weights::Weights;
 use crate::batch::{Images, Texts, TrainBatch};
 use crate::device::Precision;
 use crate::kernels::{Adamw, Backend};
@@ -109,7 +107,6 @@ where
     /// `None` only while [`Trainer::update`] replaces it: weights that nothing else holds are updated in place.
     model: Option<VlModel<B>>,
     architecture: Architecture,
-    heads: Heads,
     settings: Settings,
     index: PositionIndex<B>,
     gradients: HashMap<ParamId, FloatTensor<Inner<B>>>,
@@ -121,12 +118,11 @@ impl<B: AutodiffBackend + Backend> Training<B>
 where
     Inner<B>: Backend,
 {
-    pub fn new(model: VlModel<B>, architecture: Architecture, heads: Heads, settings: Settings) -> Training<B> {
+    pub fn new(model: VlModel<B>, architecture: Architecture, settings: Settings) -> Training<B> {
         let index = PositionIndex::new(&architecture, &model.device());
         Training {
             model: Some(model),
             architecture,
-            heads,
             settings,
             index,
             gradients: HashMap::new(),
@@ -294,16 +290,14 @@ where
         Ok(save::write_durably(path, tensors, &metadata)?)
     }
 
-    fn restore(&mut self, weights: &Path, optimizer: &Path) -> Result<()> {
-        let (weights, _) = Weights::open(weights, None, None)?;
+    fn restore_optimizer(&mut self, path: &Path) -> Result<()> {
         let device = self.model().device();
-        let (model, _) = build(&weights, &self.architecture, self.heads, self.settings.seed, None, &device)?;
-        let state = formats::open(optimizer)?;
-        let shown = formats::show_path(optimizer).to_string();
+        let state = formats::open(path)?;
+        let shown = formats::show_path(path).to_string();
         let step = state.metadata().get("engine.step").and_then(|step| step.parse().ok());
         let step = step.with_context(|| format!("{shown}: it is no optimizer's state: it has no 'engine.step'"))?;
         let mut moments = HashMap::new();
-        for named in names::parameters(&model) {
+        for named in self.names() {
             let read = |suffix: &str| -> Result<Option<FloatTensor<Inner<B>>>> {
                 let name = format!("{}.{suffix}", named.name);
                 let Some(at) = state.position(&name) else { return Ok(None) };
@@ -319,7 +313,6 @@ where
                 moments.insert(named.id, [first, second]);
             }
         }
-        self.model = Some(model);
         self.moments = moments;
         self.step = step;
         self.gradients.clear();

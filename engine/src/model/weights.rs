@@ -12,6 +12,7 @@ use indexmap::IndexMap;
 use rayon::prelude::*;
 use thiserror::Error;
 
+use super::build::ReplacedHead;
 use super::config::{Architecture, ArchitectureError};
 
 /// A checkpoint that can't be loaded into a model.
@@ -42,6 +43,8 @@ pub struct Weights {
     maps: HashMap<PathBuf, bytes::Bytes>,
     /// Text of the metadata that goes along: configuration, recipe, labels.
     metadata: std::collections::BTreeMap<String, String>,
+    /// See [`Weights::replace_head`].
+    replaced: Option<ReplacedHead>,
 }
 
 /// VLMo's names for what vl-merging renamed.
@@ -105,6 +108,7 @@ impl Weights {
                 ready,
                 maps: HashMap::new(),
                 metadata,
+                replaced: None,
             },
             architecture,
         ))
@@ -120,6 +124,7 @@ impl Weights {
             ready: Mutex::default(),
             maps: HashMap::new(),
             metadata: Default::default(),
+            replaced: None,
         }
     }
 
@@ -250,6 +255,25 @@ impl Weights {
         }
     }
 
+    /// From now on this head's tensors are not there, or only the rows of them that are kept.
+    pub fn replace_head(&mut self, head: ReplacedHead) {
+        if head.rows.iter().all(Option::is_none) {
+            self.entries.retain(|name, _| !is_of(name, head.name));
+        }
+        self.replaced = Some(head);
+    }
+
+    /// Whether a tensor is of a head that was replaced.
+    pub fn is_replaced(&self, name: &str) -> bool {
+        self.replaced.as_ref().is_some_and(|head| is_of(name, head.name))
+    }
+
+    /// For each row of a tensor, the row of the file's that it is; `None` where the file's tensor is taken as a whole.
+    pub fn kept_rows(&self, name: &str) -> Option<&[Option<usize>]> {
+        let head = self.replaced.as_ref()?;
+        (head.is_last_layer(name) && self.entries.contains_key(name)).then_some(&*head.rows)
+    }
+
     /// Adds or replaces a tensor.
     pub fn put(&mut self, name: impl Into<String>, shape: Vec<usize>, values: Vec<f32>) {
         self.entries.insert(name.into(), Entry::Memory { shape, values });
@@ -318,6 +342,11 @@ impl Weights {
         self.put(name, shape, resized.into_iter().map(|value| value as f32).collect());
         Ok(())
     }
+}
+
+/// Whether a tensor is of a head whose name this is.
+fn is_of(tensor: &str, head: &str) -> bool {
+    tensor.strip_prefix(head).is_some_and(|inner| inner.starts_with('.'))
 }
 
 /// The model's name for a checkpoint's.

@@ -18,8 +18,13 @@ pub struct Config {
     pub task: Option<Task>,
     /// The checkpoint to start from; without one, random weights in the shape of [`Config::model`].
     pub checkpoint: Option<PathBuf>,
+    /// Where in the checkpoint's file the tensors are, such as `model.ema` [default: found].
+    pub root: Option<String>,
     /// How to merge the checkpoint's experts on the way in, as `--merge` takes it.
     pub merge: Option<String>,
+    /// What becomes of the task's head that the checkpoint has [default: it stays where its labels are the data's, else
+    /// a new one takes its place].
+    pub head: Option<Head>,
 
     /// The data set's folder or file; without one, the built-in toy data.
     pub data: Option<PathBuf>,
@@ -28,6 +33,8 @@ pub struct Config {
     /// Splits to train on and to validate on [default: the task's].
     pub train_split: Option<String>,
     pub val_split: Option<String>,
+    /// Evaluate on the validation split. Without that a run has no best weights, only its last.
+    pub validate: bool,
     /// Validate on so many examples at most.
     pub val_limit: Option<usize>,
     /// `paper` takes the splits that the Python code trains and validates on, where they are others.
@@ -112,11 +119,14 @@ pub const KEYS: &[&str] = &[
     "preset",
     "task",
     "checkpoint",
+    "root",
     "merge",
+    "head",
     "data",
     "data_set",
     "train_split",
     "val_split",
+    "validate",
     "val_limit",
     "protocol",
     "max_broken",
@@ -219,6 +229,28 @@ pub enum Protocol {
     Paper,
 }
 
+/// What becomes of the head that a checkpoint has for the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// It stays. All labels of the data must be among its own.
+    Keep,
+    /// A new one takes its place, as always in the Python code.
+    New,
+    /// Labels that the head and the data both name keep their rows; the other labels start anew.
+    Match,
+}
+
+impl Head {
+    pub fn name(self) -> &'static str {
+        match self {
+            Head::Keep => "keep",
+            Head::New => "new",
+            Head::Match => "match",
+        }
+    }
+}
+
 /// What training images go through before they are resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -255,11 +287,14 @@ impl Default for Config {
             preset: None,
             task: None,
             checkpoint: None,
+            root: None,
             merge: None,
+            head: None,
             data: None,
             data_set: None,
             train_split: None,
             val_split: None,
+            validate: true,
             val_limit: None,
             protocol: None,
             max_broken: crate::data::MAX_BROKEN,

@@ -1,6 +1,8 @@
 //! A trainer for tests: it really learns, in microseconds, and saves and restores itself to the bit.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
@@ -16,7 +18,7 @@ const FEATURES: usize = 4;
 /// Softmax regression on an image's channel means (and 1), by gradient descent with momentum. Other inputs are ignored.
 ///
 /// Its dropout is real enough: `stream` decides by how much features are scaled.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fake {
     /// [2, FEATURES]
     weights: Vec<f32>,
@@ -27,6 +29,8 @@ pub(crate) struct Fake {
     pub breaks_at: Option<u64>,
     /// From this update on the loss is not finite.
     pub loss_breaks_at: Option<u64>,
+    /// Set once so many updates are done.
+    pub stops_at: Option<(u64, Arc<AtomicBool>)>,
     disk_full: Option<Part>,
 }
 
@@ -34,6 +38,13 @@ pub(crate) struct Fake {
 enum Part {
     Weights,
     Optimizer,
+}
+
+/// What it has learned, and will do next.
+impl PartialEq for Fake {
+    fn eq(&self, other: &Fake) -> bool {
+        (&self.weights, &self.momentum, self.updates) == (&other.weights, &other.momentum, other.updates)
+    }
 }
 
 impl Fake {
@@ -46,8 +57,22 @@ impl Fake {
             updates: 0,
             breaks_at: None,
             loss_breaks_at: None,
+            stops_at: None,
             disk_full: None,
         }
+    }
+
+    /// With the weights that one of these saved.
+    pub fn open(weights: &Path) -> Result<Fake> {
+        let (weights, updates) = read(weights)?;
+        Ok(Fake { weights, updates, ..Fake::new(0) })
+    }
+
+    /// As when a run is resumed: with weights and optimizer that one of these saved.
+    pub fn restored(weights: &Path, optimizer: &Path) -> Result<Fake> {
+        let mut fake = Fake::open(weights)?;
+        fake.restore_optimizer(optimizer)?;
+        Ok(fake)
     }
 
     pub fn failing_weights(mut self) -> Fake {
@@ -92,7 +117,8 @@ impl Fake {
 fn read(path: &Path) -> Result<(Vec<f32>, u64)> {
     let file = formats::open(path)?;
     let mut values = Vec::new();
-    file.read_f32(0, 0..2 * FEATURES, &mut values)?;
+    let Some(at) = file.position("values") else { bail!("{}: no fake's weights", path.display()) };
+    file.read_f32(at, 0..2 * FEATURES, &mut values)?;
     let Some(updates) = file.metadata().get("updates") else { bail!("{}: no updates", path.display()) };
     Ok((values, updates.parse()?))
 }
@@ -164,6 +190,11 @@ impl Trainer for Fake {
                 *weight -= lr as f32 * *momentum;
             }
             self.updates += 1;
+            if let Some((at, stop)) = &self.stops_at
+                && self.updates >= *at
+            {
+                stop.store(true, Ordering::Relaxed);
+            }
         }
         Ok(Update { gradient_norm: norm })
     }
@@ -176,13 +207,12 @@ impl Trainer for Fake {
         self.write(path, Part::Optimizer, &self.momentum, &[])
     }
 
-    fn restore(&mut self, weights: &Path, optimizer: &Path) -> Result<()> {
-        let (weights, updates) = read(weights)?;
-        let (momentum, of_optimizer) = read(optimizer)?;
-        if updates != of_optimizer {
-            bail!("weights after {updates} updates, and an optimizer after {of_optimizer}");
+    fn restore_optimizer(&mut self, path: &Path) -> Result<()> {
+        let (momentum, updates) = read(path)?;
+        if updates != self.updates {
+            bail!("weights after {} updates, and an optimizer after {updates}", self.updates);
         }
-        (self.weights, self.momentum, self.updates) = (weights, momentum, updates);
+        self.momentum = momentum;
         Ok(())
     }
 

@@ -10,15 +10,17 @@ use formats::config::ModelConfig;
 use formats::history::{self, RECIPE_KEY};
 use formats::{CONFIG_KEY, show_name, show_path};
 
-use super::config::{Augment, Config, ModelShape, Protocol, patches};
+use super::config::{Augment, Config, Head, ModelShape, Protocol, patches};
 use super::fit::{self, Fit, Outcome, Scores, steps_of};
 use super::merge_in::Merge;
 use super::recorder::Recorder;
 use super::resolve::Error;
-use super::run_dir::{LOCK, MERGED, RunDir, Saved, State};
+use super::run_dir::{LOCK, MERGED, RunDir, Saved, State, checkpoint_at, make_free};
 use super::schedule::Schedule;
-use crate::data::{self, Dataset, Opening, Published};
+use crate::data::{self, Dataset, Opening, Published, Records};
+use crate::device::Choice;
 use crate::image::{RandAugment, Training};
+use crate::model::ReplacedHead;
 use crate::report::run_files::{RunResult, SAMPLE_IMAGES, SAMPLES, Status};
 use crate::report::terminal::count;
 use crate::runner::Runner;
@@ -44,17 +46,20 @@ pub struct Setup {
     pub text_len: Option<usize>,
     /// Labels of the task's head: 2 for `nlvr2`, 0 for `irtr`.
     pub labels: usize,
+    /// The checkpoint's head for the task, where it isn't to be loaded as it is.
+    pub replaced_head: Option<ReplacedHead>,
 }
 
 /// Where the weights come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    Checkpoint(PathBuf),
-    /// Random weights; the vocabulary is the tokenizer's.
-    Scratch {
-        shape: ModelShape,
-        vocab_size: usize,
+    Checkpoint {
+        path: PathBuf,
+        /// Where in the file the tensors are [default: found].
+        root: Option<String>,
     },
+    /// Random weights; the vocabulary is the tokenizer's.
+    Scratch { shape: ModelShape, vocab_size: usize },
 }
 
 /// A trainer that was opened for a [`Setup`].
@@ -97,48 +102,100 @@ pub fn start(
     sitting: &Sitting,
     open: &mut dyn FnMut(&Setup) -> Result<Ready>,
 ) -> Result<Finished> {
-    let (config, task) = complete(config)?;
-    let taken = RunDir::check(folder, force)?;
-    for input in inputs(&config) {
-        if taken.would_replace(&input) {
-            bail!(
-                "{}: this file is of the run that --force would replace: choose another folder for the new run",
-                show_path(&input)
-            );
+    begin(config, Place::Folder { path: folder, force }, sitting, open)
+}
+
+/// As [`start`], in the first of the folders `run`, `run-2`, … within another that isn't there yet.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_in_new_folder(
+    config: Config,
+    within: &Path,
+    sitting: &Sitting,
+    open: &mut dyn FnMut(&Setup) -> Result<Ready>,
+) -> Result<Finished> {
+    begin(config, Place::New { within }, sitting, open)
+}
+
+/// Where a new run goes.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Folder { path: &'a Path, force: bool },
+    New { within: &'a Path },
+}
+
+fn begin(
+    config: Config,
+    place: Place,
+    sitting: &Sitting,
+    open: &mut dyn FnMut(&Setup) -> Result<Ready>,
+) -> Result<Finished> {
+    let (config, task, mut notes) = complete(config)?;
+    let merge = config.merge.as_deref().map(parse_merge).transpose()?;
+    if let Place::Folder { path, force } = place {
+        let taken = RunDir::check(path, force)?;
+        for input in inputs(&config, merge.as_ref()) {
+            if taken.would_replace(&input) {
+                bail!(
+                    "{}: this file is of the run that --force would replace: choose another folder for the new run",
+                    show_path(&input)
+                );
+            }
         }
     }
-    let checkpoint = config.checkpoint.as_deref().map(Checkpoint::read).transpose()?;
-    let Asked { image_size, text_len, mut notes } = sizes(&config, checkpoint.as_ref())?;
+    let root = config.root.as_deref();
+    let checkpoint = config.checkpoint.as_deref().map(|path| Checkpoint::read(path, root)).transpose()?;
+    if let (Some(merge), Some(checkpoint)) = (&merge, &checkpoint) {
+        merge.check(&checkpoint.path, root, task)?;
+    }
+    let asked = sizes(&config, checkpoint.as_ref())?;
     let known = checkpoint.as_ref().map(|checkpoint| &checkpoint.metadata);
-    let data = Data::open(&config, task, known)?;
+    let data = Data::open(&config, task, HeadOf::Checkpoint(checkpoint.as_ref()))?;
     let steps = planned(&config, &data)?;
-    let was_there = folder.exists();
-    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the run's folder", show_path(folder)))?;
-    let _lock = taken.lock()?;
-    let run = RunDir::create(folder, force)?;
+    let (folder, force, was_there) = match place {
+        Place::Folder { path, force } => {
+            let was_there = path.exists();
+            let made = std::fs::create_dir_all(path);
+            made.with_context(|| format!("{}: cannot make the run's folder", show_path(path)))?;
+            (path.to_owned(), force, was_there)
+        }
+        Place::New { within } => (make_free(within)?, false, false),
+    };
+    let _lock = RunDir::check(&folder, force)?.lock()?;
+    let run = RunDir::create(&folder, force)?;
+    notes.extend(asked.notes);
     let mut prepare = || -> Result<(Setup, BTreeMap<String, String>)> {
         run.save_config(&config)?;
         let mut metadata = known.cloned().unwrap_or_default();
-        let source = match (&config.checkpoint, &config.merge) {
-            (Some(checkpoint), None) => Source::Checkpoint(checkpoint.clone()),
+        let source = match (&config.checkpoint, &merge) {
+            (Some(checkpoint), None) => Source::Checkpoint { path: checkpoint.clone(), root: config.root.clone() },
             (Some(checkpoint), Some(merge)) => {
-                let merge: Merge = merge.parse().map_err(|e| Error::Usage(format!("--merge {merge}: {e}")))?;
                 let merged = run.path(MERGED);
-                notes.extend(merge.run(sitting.vlmerge.as_deref(), checkpoint, task, &merged)?);
-                metadata = Checkpoint::read(&merged)?.metadata;
-                Source::Checkpoint(merged)
+                let vlmerge = sitting.vlmerge.as_deref();
+                notes.extend(merge.run(vlmerge, checkpoint, config.root.as_deref(), task, &merged)?);
+                metadata = Checkpoint::read(&merged, None)?.metadata;
+                Source::Checkpoint { path: merged, root: None }
             }
             (None, _) => scratch(&config)?,
         };
-        let labels = data.head_labels(task);
-        Ok((Setup { config: config.clone(), task, source, image_size, text_len, labels }, metadata))
+        let setup = Setup {
+            config: config.clone(),
+            task,
+            source,
+            image_size: asked.image_size,
+            text_len: asked.text_len,
+            labels: data.head_labels(task),
+            replaced_head: data.replaced_head.clone(),
+        };
+        Ok((setup, metadata))
     };
     let prepared = prepare().and_then(|(setup, metadata)| Ok((open(&setup)?, setup, metadata)));
     let (ready, setup, metadata) = prepared.map_err(|e| {
         // Nothing was trained: the folder is left as it was.
         let left = run.give_up();
         if !was_there {
-            let _ = std::fs::remove_file(run.path(LOCK)).and_then(|()| std::fs::remove_dir(folder));
+            let _ = std::fs::remove_file(run.path(LOCK)).and_then(|()| std::fs::remove_dir(&folder));
         }
         match (left, run.earlier()) {
             (Err(_), Some(earlier)) => e.context(format!("the earlier run is in {}", show_path(&earlier))),
@@ -149,82 +206,165 @@ pub fn start(
     Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None)
 }
 
-/// Goes on with a run. `device` replaces the one in its configuration.
+/// What may be another than the run's configuration says when it is resumed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// For this sitting.
+    pub device: Option<Choice>,
+    /// From now on: a finished run goes on, the schedule is one of the new length.
+    pub length: Option<Length>,
+}
+
+/// How long a run is in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    Epochs(u64),
+    Steps(u64),
+}
+
+/// Goes on with a run.
 ///
 /// # Errors
-/// There is no run in the folder, its data has changed, and as [`start`].
+/// There is no run in the folder, its data has changed, it is already longer than it shall be, and as [`start`].
 pub fn resume(
     folder: &Path,
-    device: Option<crate::device::Choice>,
+    changes: &Changes,
     sitting: &Sitting,
     open: &mut dyn FnMut(&Setup) -> Result<Ready>,
 ) -> Result<Finished> {
     let run = RunDir::open(folder)?;
     let _lock = run.lock()?;
-    let (mut config, task) = complete(run.config()?)?;
-    config.device = device.unwrap_or(config.device);
-    let saved = run.newest()?;
+    let (mut config, task, _) = complete(run.config()?)?;
+    match changes.length {
+        Some(Length::Epochs(epochs)) => (config.epochs, config.steps) = (Some(epochs), None),
+        Some(Length::Steps(steps)) => (config.epochs, config.steps) = (None, Some(steps)),
+        None => {}
+    }
+    config.check().map_err(Error::Usage)?;
+    let lasting = config.clone();
+    config.device = changes.device.unwrap_or(config.device);
+    let mut saved = run.newest()?;
     let merged = Some(run.path(MERGED)).filter(|merged| config.merge.is_some() && merged.is_file());
     let source = match (&saved, merged, &config.checkpoint) {
-        (Some(saved), _, _) => Source::Checkpoint(saved.weights.clone()),
-        (None, Some(merged), _) => Source::Checkpoint(merged),
+        (Some(saved), _, _) => Source::Checkpoint { path: saved.weights.clone(), root: None },
+        (None, Some(merged), _) => Source::Checkpoint { path: merged, root: None },
         (None, None, Some(_)) if config.merge.is_some() => {
             bail!("{}: this run never began: start it anew, with --force", show_path(folder))
         }
-        (None, None, Some(checkpoint)) => Source::Checkpoint(checkpoint.clone()),
+        (None, None, Some(checkpoint)) => Source::Checkpoint { path: checkpoint.clone(), root: config.root.clone() },
         (None, None, None) => scratch(&config)?,
     };
     let checkpoint = match &source {
-        Source::Checkpoint(path) => Some(Checkpoint::read(path)?),
+        Source::Checkpoint { path, root } => Some(Checkpoint::read(path, root.as_deref())?),
         Source::Scratch { .. } => None,
     };
     // A checkpoint of this run has its sizes already.
-    let Asked { image_size, text_len, notes } = match saved {
+    let Asked { image_size, text_len, mut notes } = match saved {
         Some(_) => Asked::default(),
         None => sizes(&config, checkpoint.as_ref())?,
     };
+    let head_of = match (&saved, &checkpoint) {
+        (Some(_), Some(checkpoint)) => HeadOf::Run(&checkpoint.metadata),
+        (_, checkpoint) => HeadOf::Checkpoint(checkpoint.as_ref()),
+    };
+    let data = Data::open(&config, task, head_of)?;
     let metadata = checkpoint.map(|checkpoint| checkpoint.metadata).unwrap_or_default();
-    let data = Data::open(&config, task, Some(&metadata))?;
     let steps = planned(&config, &data)?;
-    if let Some(saved) = &saved {
-        let (then, now) = (saved.state.examples, data.train.len() as u64);
+    if let Some(Saved { state, .. }) = &mut saved {
+        let (then, now) = (state.examples, data.train.len() as u64);
         if then != now {
             bail!("{}: it has {now} training examples now, and had {then} when this run began", data.train.name());
         }
+        let done = state.step;
+        if steps < done {
+            let asked = match changes.length {
+                Some(Length::Epochs(epochs)) => format!("{epochs} epochs are {steps} updates"),
+                _ => format!("it shall have {steps} updates in all"),
+            };
+            return Err(Error::Usage(format!("{}: {asked}, and {done} are done already", show_path(folder))).into());
+        }
+        if steps != state.steps {
+            notes.push(new_length(&config, state, steps));
+            // That this would be the end wasn't known when the update was made.
+            state.evaluation_due |= steps == done;
+        }
     }
     let labels = data.head_labels(task);
-    let setup = Setup { config, task, source, image_size, text_len, labels };
+    let replaced_head = data.replaced_head.clone();
+    let setup = Setup { config, task, source, image_size, text_len, labels, replaced_head };
     let ready = open(&setup)?;
     // A checkpoint of this run names what the run started from already.
     let metadata = if saved.is_some() { metadata } else { history::for_training(metadata) };
+    if changes.length.is_some() {
+        run.save_config(&lasting)?;
+    }
     Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, saved)
 }
 
-/// Settles what is left open: the task, and absolute paths, so that the run can be resumed from anywhere.
-fn complete(mut config: Config) -> Result<(Config, Task), Error> {
+/// What a resumed run of another length does from now on.
+fn new_length(config: &Config, state: &State, steps: u64) -> String {
+    let (had, step) = (state.steps, state.step);
+    let rate = |steps| match Schedule::new(config, steps).at(step) {
+        0.0 => "0".to_owned(),
+        rate => format!("{rate:.2e}"),
+    };
+    format!(
+        "the run now has {steps} updates in all, not {had}: the schedule is one over {steps} updates, so that the learning \
+         rate goes on at {} instead of {}",
+        rate(steps),
+        rate(had)
+    )
+}
+
+/// Settles what is left open: the task, the file of a checkpoint, and absolute paths, so that the run can be resumed from
+/// anywhere. With it, what is to be told about that.
+fn complete(mut config: Config) -> Result<(Config, Task, Vec<String>)> {
     let usage = |reason: String| Error::Usage(reason);
+    let mut notes = Vec::new();
     if config.pretrain.is_some() {
-        return Err(usage("this configuration is for pre-training, which engine finetune doesn't do".into()));
+        return Err(usage("this configuration is for pre-training, which engine finetune doesn't do".into()).into());
     }
     let on_toy = config.data.as_deref().is_none_or(is_toy);
-    let task = match config.task {
-        Some(task) => task,
-        None if on_toy => Task::Vqa,
-        None => return Err(usage("which task? give --task irtr, vqa, nlvr2 or img_cls, or a --preset".into())),
+    let task = match (config.task, config.data.as_deref()) {
+        (Some(task), _) => task,
+        (None, Some(path)) if !on_toy => {
+            data::only_task(path, config.data_set.as_deref(), &Task::ALL).map_err(|e| match e {
+                data::Error::SeveralTasks { .. } => usage(e.to_string()).into(),
+                e => anyhow::Error::from(e),
+            })?
+        }
+        _ => Task::Vqa,
     };
     config.task = Some(task);
-    if config.merge.is_some() && config.checkpoint.is_none() {
-        return Err(usage("--merge needs a checkpoint to merge".into()));
-    }
     if let Some(merge) = &mut config.merge {
-        let parsed = merge.parse::<Merge>().map_err(|e| usage(format!("--merge {merge}: {e}")))?;
-        *merge = parsed.absolute().to_string();
+        let parsed = parse_merge(merge)?.absolute();
+        if config.checkpoint.is_none() {
+            config.checkpoint = parsed.own_checkpoint()?;
+        }
+        *merge = parsed.to_string();
+    }
+    if config.merge.is_some() && config.checkpoint.is_none() {
+        return Err(usage("--merge needs a checkpoint to merge".into()).into());
+    }
+    if let Some(checkpoint) = &mut config.checkpoint {
+        let (file, note) = checkpoint_at(checkpoint)?;
+        notes.extend(note);
+        *checkpoint = file;
+    }
+    if config.root.is_some() && config.checkpoint.is_none() {
+        return Err(
+            usage("--root says where in a checkpoint the tensors are, and there is no checkpoint".into()).into()
+        );
+    }
+    if config.head.is_some() && config.checkpoint.is_none() {
+        return Err(usage("--head says what becomes of a checkpoint's head, and there is no checkpoint".into()).into());
     }
     if config.checkpoint.is_none() && config.model.is_none() {
         return Err(usage(
             "give a checkpoint to start from, or a [model] to start from scratch, as the presets toy and easy-vqa have"
                 .into(),
-        ));
+        )
+        .into());
     }
     let absolute = |path: &mut Option<PathBuf>| {
         if let Some(path) = path
@@ -242,16 +382,16 @@ fn complete(mut config: Config) -> Result<(Config, Task), Error> {
         config.model = None;
     }
     config.check().map_err(usage)?;
-    Ok((config, task))
+    Ok((config, task, notes))
+}
+
+fn parse_merge(text: &str) -> Result<Merge, Error> {
+    text.parse().map_err(|e| Error::Usage(format!("--merge {text}: {e}")))
 }
 
 /// The files that a run begins with.
-fn inputs(config: &Config) -> Vec<PathBuf> {
-    let merged_with = match config.merge.as_ref().map(|merge| merge.parse()) {
-        Some(Ok(Merge::Arithmetic { base: file, .. } | Merge::RegMean { grams: file })) => Some(file),
-        _ => None,
-    };
-    config.checkpoint.iter().cloned().chain(merged_with).collect()
+fn inputs(config: &Config, merge: Option<&Merge>) -> Vec<PathBuf> {
+    config.checkpoint.iter().cloned().chain(merge.into_iter().flat_map(Merge::files)).collect()
 }
 
 fn is_toy(path: &Path) -> bool {
@@ -268,14 +408,28 @@ struct Checkpoint {
     path: PathBuf,
     config: ModelConfig,
     metadata: BTreeMap<String, String>,
+    /// Labels of the heads that it has.
+    heads: BTreeMap<Task, usize>,
 }
 
 impl Checkpoint {
-    fn read(path: &Path) -> Result<Checkpoint> {
-        let file = formats::open(path)?;
+    fn read(path: &Path, root: Option<&str>) -> Result<Checkpoint> {
+        let file = formats::open_root(path, root)?;
         let settled = file.layout().map(|layout| file.settled_config(layout)).transpose()?;
         let config = settled.map(|detected| detected.config).unwrap_or_default();
-        Ok(Checkpoint { path: path.to_owned(), config, metadata: file.metadata().clone() })
+        let labels = |name: &str| {
+            let is_it = |tensor: &&str| tensor.strip_prefix("module.").unwrap_or(tensor) == name;
+            let found = file.tensors().iter().find(|info| is_it(&info.name.as_str()))?;
+            found.shape.first().copied()
+        };
+        let last_layer = |task| match task {
+            Task::Irtr => None,
+            Task::Vqa => Some("vqa_classifier.3.weight"),
+            Task::Nlvr2 => Some("nlvr2_classifier.3.weight"),
+            Task::ImgCls => Some("img_cls_classifier.weight"),
+        };
+        let heads = Task::ALL.into_iter().filter_map(|task| Some((task, labels(last_layer(task)?)?))).collect();
+        Ok(Checkpoint { path: path.to_owned(), config, metadata: file.metadata().clone(), heads })
     }
 }
 
@@ -324,9 +478,11 @@ fn sizes(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Asked> {
 /// Training and validation split.
 struct Data {
     train: Arc<dyn Dataset>,
-    val: Arc<dyn Dataset>,
+    /// `None` for a run without validation.
+    val: Option<Arc<dyn Dataset>>,
     /// Of the head.
     labels: Arc<[String]>,
+    replaced_head: Option<ReplacedHead>,
     toy: bool,
     /// Why the splits are others than usual, where they are.
     protocol: Option<String>,
@@ -351,9 +507,18 @@ fn papers_splits(config: &Config, path: &Path, task: Task) -> Result<Published, 
     }
 }
 
+/// Whose head is trained.
+#[derive(Clone, Copy)]
+enum HeadOf<'a> {
+    /// That of the checkpoint that a run starts from, if it has one.
+    Checkpoint(Option<&'a Checkpoint>),
+    /// That of the run itself, whose checkpoint has this metadata.
+    Run(&'a BTreeMap<String, String>),
+}
+
 impl Data {
-    /// Opens both splits, with the labels in the order of the head of the checkpoint, whose metadata these are.
-    fn open(config: &Config, task: Task, metadata: Option<&BTreeMap<String, String>>) -> Result<Data> {
+    /// Opens both splits, with the labels in the order of the head.
+    fn open(config: &Config, task: Task, head_of: HeadOf) -> Result<Data> {
         let toy = config.data.as_deref().is_none_or(is_toy);
         let path = config.data.as_deref().unwrap_or(Path::new(data::TOY));
         let opening = Opening { preferred: config.data_set.as_deref(), max_broken: config.max_broken };
@@ -362,29 +527,33 @@ impl Data {
             data::open_as(path, task, split.as_deref().unwrap_or(usual), &opening)
         };
         let train = open(&config.train_split, protocol.map_or("train", |splits| splits.train))?;
-        let kept = metadata.and_then(|metadata| head_labels(metadata, task));
-        let labels: Vec<String> = match kept {
-            Some(kept) => {
-                if let Some(other) = train.labels().iter().find(|label| !kept.contains(label)) {
-                    bail!(
-                        "{}: its answer '{}' is not among the {} that the checkpoint's head stands for: start from a \
-                         checkpoint without a {task} head",
-                        train.name(),
-                        show_name(other),
-                        kept.len()
-                    );
+        let StartingHead { labels, replaced, mut notes } = match head_of {
+            HeadOf::Checkpoint(checkpoint) => starting_head(config, task, checkpoint, &train)?,
+            HeadOf::Run(metadata) => {
+                let labels = head_labels(metadata, task).unwrap_or_else(|| train.labels().to_vec());
+                if let Some(other) = first_unknown(&train, &labels) {
+                    let (name, count) = (train.name(), labels.len());
+                    bail!("{name}: its answer '{other}' is not among the {count} labels that this run began with");
                 }
-                kept
+                StartingHead { labels, ..StartingHead::default() }
             }
-            None => train.labels().to_vec(),
         };
         if matches!(task, Task::Vqa | Task::ImgCls) && labels.is_empty() {
             bail!("{}: it names no labels to learn", train.name());
         }
         let train = train.relabelled(&labels)?;
-        let val = open(&config.val_split, protocol.map_or("val", |splits| splits.val))?;
-        let mut notes = Vec::new();
-        if let Some(file) = train.sources().iter().find(|file| val.sources().contains(file)) {
+        let val = match config.validate {
+            true => Some(open(&config.val_split, protocol.map_or("val", |splits| splits.val)).map_err(|e| match e {
+                data::Error::Missing { .. } => anyhow::anyhow!(
+                    "{e}: --no-validation trains without validation, --set val_split=NAME takes another split for it"
+                ),
+                e => e.into(),
+            })?),
+            false => None,
+        };
+        if let Some(val) = &val
+            && let Some(file) = train.sources().iter().find(|file| val.sources().contains(file))
+        {
             if config.train_split.is_none() || config.val_split.is_none() {
                 bail!(
                     "{}: this would be both the training and the validation data: put each in a file of its own, named \
@@ -400,13 +569,13 @@ impl Data {
                 show_path(file)
             ));
         }
-        let val = val.relabelled(&labels)?;
-        let val = match config.val_limit {
+        let val = val.map(|val| val.relabelled(&labels)).transpose()?;
+        let val = val.map(|val| match config.val_limit {
             Some(limit) => val.truncated(limit),
             None => val,
-        };
-        let protocol = protocol.map(|_| {
-            format!(
+        });
+        let protocol = protocol.map(|_| match &val {
+            Some(val) => format!(
                 "protocol paper: trained on {} and validated on {}, as the Python code does{}",
                 train.name(),
                 val.name(),
@@ -415,10 +584,13 @@ impl Data {
                 } else {
                     ""
                 }
-            )
+            ),
+            None => format!("protocol paper: trained on {}, as the Python code does", train.name()),
         });
         notes.extend(protocol.clone());
-        Ok(Data { train: Arc::new(train), val: Arc::new(val), labels: labels.into(), toy, protocol, notes })
+        let val = val.map(|val| Arc::new(val) as Arc<dyn Dataset>);
+        let labels = labels.into();
+        Ok(Data { train: Arc::new(train), val, labels, replaced_head: replaced, toy, protocol, notes })
     }
 
     fn head_labels(&self, task: Task) -> usize {
@@ -427,6 +599,109 @@ impl Data {
             Task::Nlvr2 => 2,
             Task::Vqa | Task::ImgCls => self.labels.len(),
         }
+    }
+}
+
+/// What a head starts as.
+#[derive(Default)]
+struct StartingHead {
+    /// In its order.
+    labels: Vec<String>,
+    /// Where it isn't the checkpoint's as it is.
+    replaced: Option<ReplacedHead>,
+    notes: Vec<String>,
+}
+
+/// What becomes of the checkpoint's head, by `head` in the configuration and by the labels that both sides have. A head
+/// whose labels have no names counts them.
+fn starting_head(
+    config: &Config,
+    task: Task,
+    checkpoint: Option<&Checkpoint>,
+    train: &Records,
+) -> Result<StartingHead> {
+    let data_labels = train.labels().to_vec();
+    if task == Task::Irtr && config.head == Some(Head::New) {
+        let reason = "--head new is for vqa, nlvr2 and img_cls: retrieval has no labels, its projections are kept";
+        return Err(Error::Usage(reason.into()).into());
+    }
+    let (Some(checkpoint), Some(name)) = (checkpoint, head_name(task)) else {
+        return Ok(StartingHead { labels: data_labels, ..StartingHead::default() });
+    };
+    let shown = show_path(&checkpoint.path);
+    let Some(&had) = checkpoint.heads.get(&task) else {
+        if config.head == Some(Head::Keep) {
+            bail!("{shown}: it has no {task} head to keep: leave --head out, or give --head new");
+        }
+        return Ok(StartingHead { labels: data_labels, ..StartingHead::default() });
+    };
+    // NLVR2's two labels, false and true, are the same everywhere.
+    let wanted = if task == Task::Nlvr2 { 2 } else { data_labels.len() };
+    let named = head_labels(&checkpoint.metadata, task);
+    if let Some(names) = named.as_ref().filter(|names| names.len() != had && config.head != Some(Head::New)) {
+        bail!(
+            "{shown}: its {task} head has {had} labels, and its metadata names {}: --head new starts with a new head",
+            names.len()
+        );
+    }
+    let unknown = named.as_ref().and_then(|names| first_unknown(train, names));
+    let fits = match &named {
+        Some(_) => unknown.is_none(),
+        None => had == wanted,
+    };
+    let differ = match &unknown {
+        Some(label) => {
+            format!("the label '{label}' of the data ({}) is none of the {had} of its {task} head", train.name())
+        }
+        None => {
+            format!("its {task} head has {had} labels without names, and the data ({}) have {wanted}", train.name())
+        }
+    };
+    let replaced = |rows: Vec<Option<usize>>, note: String| StartingHead {
+        labels: data_labels.clone(),
+        replaced: Some(ReplacedHead { name, rows }),
+        notes: vec![format!("{shown}: {note}")],
+    };
+    let kept = || StartingHead { labels: named.clone().unwrap_or(data_labels.clone()), ..StartingHead::default() };
+    match config.head {
+        Some(Head::Keep) | None if fits => Ok(kept()),
+        Some(Head::Keep) => bail!(
+            "{shown}: {differ}: --head match keeps the rows of labels that both name, --head new starts with a new head"
+        ),
+        None => Ok(replaced(
+            Vec::new(),
+            format!("{differ}: a new head takes its place (--head match keeps the rows of labels that both name)"),
+        )),
+        Some(Head::New) => {
+            Ok(replaced(Vec::new(), format!("a new {task} head of {wanted} labels takes the place of its {had}")))
+        }
+        Some(Head::Match) if named.is_none() && fits || named.as_ref() == Some(&data_labels) => Ok(kept()),
+        Some(Head::Match) => {
+            let names = named.clone().unwrap_or_else(|| (0..had).map(|label| label.to_string()).collect());
+            let rows: Vec<Option<usize>> =
+                data_labels.iter().map(|label| names.iter().position(|name| name == label)).collect();
+            let count = rows.iter().flatten().count();
+            let note = format!(
+                "{count} of {wanted} labels keep their rows of its {task} head of {had}, the others start anew"
+            );
+            Ok(replaced(rows, note))
+        }
+    }
+}
+
+/// The first label of the data that is none of `labels`.
+fn first_unknown(data: &Records, labels: &[String]) -> Option<String> {
+    let known: std::collections::HashSet<&str> = labels.iter().map(String::as_str).collect();
+    data.labels().iter().find(|label| !known.contains(label.as_str())).map(|label| show_name(label))
+}
+
+/// How the tensors' names begin of the head that a task's labels belong to.
+fn head_name(task: Task) -> Option<&'static str> {
+    match task {
+        Task::Irtr => None,
+        Task::Vqa => Some("vqa_classifier"),
+        Task::Nlvr2 => Some("nlvr2_classifier"),
+        Task::ImgCls => Some("img_cls_classifier"),
     }
 }
 
@@ -477,7 +752,8 @@ impl Run<'_> {
         let resumed = saved.is_some();
         let state = match saved {
             Some(saved) => {
-                trainer.restore(&saved.weights, &saved.optimizer)?;
+                // It was opened with the weights that were saved beside this.
+                trainer.restore_optimizer(&saved.optimizer)?;
                 State { steps: self.steps, ..saved.state }
             }
             None => State {
@@ -500,39 +776,45 @@ impl Run<'_> {
             workers: config.workers(),
             once: false,
         };
-        let over = Evaluation {
-            set: self.data.val.clone(),
+        let over = self.data.val.clone().map(|set| Evaluation {
+            set,
             tokenizer,
             batch_size: config.eval_batch_size(),
             workers: config.workers(),
             labels: self.data.labels.clone(),
-        };
+        });
         let result = self.facts(trainer.as_ref(), &device);
         let mut recorder = Recorder::new(&self.run, &state, resumed, result, self.sitting.quiet)?;
-        recorder.tell_broken_rows(vec![self.data.train.clone(), self.data.val.clone()]);
-        for note in
-            self.introduction(trainer.as_ref(), &device, &state).into_iter().chain(self.notes.clone()).chain(notes)
+        recorder.tell_broken_rows(std::iter::once(&self.data.train).chain(&self.data.val).cloned().collect());
+        for note in self
+            .introduction(trainer.as_ref(), &device, &state)
+            .into_iter()
+            .chain(self.notes.clone())
+            .chain(self.data.notes.clone())
+            .chain(notes)
         {
             recorder.say(&note);
         }
-        let mut evaluate = |runner: &dyn Runner| -> Result<Scores> {
-            let outcome = tasks::evaluate(runner, &over, &mut |_| Ok(()))?.outcome;
-            let main = outcome.headline().map(|metric| metric.name).unwrap_or_default();
-            let metrics = outcome.metrics().into_iter().map(|metric| (metric.name.to_owned(), metric.value));
-            Ok(Scores::new(main, metrics))
-        };
+        let mut evaluate = over.as_ref().map(|over| {
+            move |runner: &dyn Runner| -> Result<Scores> {
+                let outcome = tasks::evaluate(runner, over, &mut |_| Ok(()))?.outcome;
+                let main = outcome.headline().map(|metric| metric.name).unwrap_or_default();
+                let metrics = outcome.metrics().into_iter().map(|metric| (metric.name.to_owned(), metric.value));
+                Ok(Scores::new(main, metrics))
+            }
+        });
         let fit = Fit {
             config,
             schedule: Schedule::new(config, self.steps),
             run: &self.run,
             batches: &batches,
-            evaluate: &mut evaluate,
+            evaluate: evaluate.as_mut().map(|evaluate| evaluate as _),
             watch: &mut recorder,
             stop: self.sitting.stop,
             metadata: self.carried(),
         };
         let outcome = fit::fit(trainer.as_mut(), state, fit);
-        for set in [&self.data.train, &self.data.val] {
+        for set in std::iter::once(&self.data.train).chain(&self.data.val) {
             let (broken, rows) = (set.broken().count(), set.broken().rows());
             if broken > 0 {
                 recorder.say(&format!("{}: {broken} of {rows} rows were broken and skipped", set.name()));
@@ -554,7 +836,7 @@ impl Run<'_> {
             Outcome::Interrupted(state) => (Status::Interrupted, state),
         };
         recorder.end(Some(state), status, None)?;
-        if status == Status::Finished && config.samples > 0 {
+        if let Some(over) = over.filter(|_| status == Status::Finished && config.samples > 0) {
             let shown = tasks::samples(trainer.runner().as_ref(), &over, config.samples)?;
             write_samples(&self.run, shown).context("sample predictions")?;
         }
@@ -569,7 +851,7 @@ impl Run<'_> {
             steps: self.steps,
             train_data: self.data.train.name().into(),
             train_examples: self.data.train.len() as u64,
-            validation_data: self.data.val.name().into(),
+            validation_data: self.data.val.as_ref().map(|val| val.name().to_owned()).unwrap_or_default(),
             protocol: self.data.protocol.clone(),
             parameters: trainer.parameters() as u64,
             device: device.into(),
@@ -600,6 +882,9 @@ impl Run<'_> {
         ));
         if self.setup.task == Task::Irtr && config.accumulate > 1 {
             lines.push(format!("each pair is contrasted with the {} others of its part", config.part_size() - 1));
+        }
+        if self.data.val.is_none() {
+            lines.push("without validation: only the last weights are kept".into());
         }
         if state.step > 0 {
             lines.push(format!("resumed after {}", count(state.step, "update", "updates")));

@@ -114,8 +114,8 @@ pub struct Fit<'a> {
     pub schedule: Schedule,
     pub run: &'a RunDir,
     pub batches: &'a dyn Batches,
-    /// Evaluates on the validation split.
-    pub evaluate: &'a mut dyn FnMut(&dyn Runner) -> Result<Scores>,
+    /// Evaluates on the validation split, where there is one.
+    pub evaluate: Option<&'a mut dyn FnMut(&dyn Runner) -> Result<Scores>>,
     pub watch: &'a mut dyn Watch,
     /// Set from outside to end the sitting with a checkpoint.
     pub stop: &'a AtomicBool,
@@ -175,6 +175,8 @@ impl Sitting<'_> {
         }
         let accumulate = self.fit.config.accumulate as u64;
         let mut source = Source::new(batches, self.state.epoch, self.state.batch)?;
+        let evaluates = self.fit.evaluate.is_some();
+        self.state.evaluation_due &= evaluates;
         loop {
             if self.state.evaluation_due
                 && !self.stopping()
@@ -206,7 +208,7 @@ impl Sitting<'_> {
                 Some(every) => self.state.step.is_multiple_of(every),
                 None => ends_epoch(self.state.step, per_epoch, accumulate),
             };
-            self.state.evaluation_due |= due || self.state.step >= self.fit.schedule.steps;
+            self.state.evaluation_due |= evaluates && (due || self.state.step >= self.fit.schedule.steps);
         }
     }
 
@@ -293,8 +295,9 @@ impl Sitting<'_> {
     }
 
     fn evaluate(&mut self, trainer: &mut dyn Trainer) -> Result<()> {
+        let Some(evaluate) = &mut self.fit.evaluate else { return Ok(()) };
         let runner = Stoppable { runner: trainer.runner(), stop: self.fit.stop };
-        let scores = match (self.fit.evaluate)(&runner) {
+        let scores = match evaluate(&runner) {
             Ok(scores) => scores,
             Err(e) if e.chain().any(|cause| cause.is::<Interrupted>()) => return Ok(()),
             Err(e) => return Err(e.context(format!("evaluation after {} updates", self.state.step))),
@@ -593,7 +596,7 @@ mod tests {
                 schedule: Schedule::new(&self.config, steps),
                 run,
                 batches: &self.batches,
-                evaluate: &mut evaluate,
+                evaluate: Some(&mut evaluate),
                 watch: &mut watch,
                 stop: &stop,
                 metadata: Vec::new(),
@@ -604,8 +607,7 @@ mod tests {
         /// As after a new start of the program: another trainer, restored from what is on the disk.
         fn resume(&mut self, run: &RunDir) -> (Result<Outcome>, Fake) {
             let saved = run.newest().expect("a readable checkpoint").expect("a checkpoint");
-            let mut trainer = Fake::new(77);
-            trainer.restore(&saved.weights, &saved.optimizer).expect("restored");
+            let mut trainer = Fake::restored(&saved.weights, &saved.optimizer).expect("restored");
             self.heard.lines.retain(|line| line.0 <= saved.state.step);
             (self.sit(run, &mut trainer, saved.state), trainer)
         }
@@ -763,8 +765,7 @@ mod tests {
         bench.sit(&run, &mut Fake::new(1), State::default()).unwrap();
         bench.stop_after = None;
         let saved = run.newest().unwrap().unwrap();
-        let mut trainer = Fake::new(2);
-        trainer.restore(&saved.weights, &saved.optimizer).unwrap();
+        let trainer = Fake::restored(&saved.weights, &saved.optimizer).unwrap();
         let error = format!("{:#}", bench.sit(&run, &mut trainer.failing_optimizer(), saved.state).unwrap_err());
         assert!(
             error.contains("cannot save the checkpoint of step 10 (the checkpoint of step 5 is still there)"),

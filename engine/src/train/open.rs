@@ -24,10 +24,15 @@ pub fn trainer(setup: &Setup) -> Result<Ready> {
         precision: config.precision,
         image_size: setup.image_size,
         text_len: setup.text_len,
+        replaced_head: setup.replaced_head.clone(),
+        root: match &setup.source {
+            Source::Checkpoint { root, .. } => root.clone(),
+            Source::Scratch { .. } => None,
+        },
         ..Options::default()
     };
     let source = match &setup.source {
-        Source::Checkpoint(path) => open::Source::Checkpoint(path),
+        Source::Checkpoint { path, .. } => open::Source::Checkpoint(path),
         Source::Scratch { shape, vocab_size } => {
             let start = Start { std: shape.init_std as f32, layer_scale: shape.layer_scale as f32 };
             open::Source::New(architecture(shape, *vocab_size), start)

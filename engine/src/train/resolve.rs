@@ -13,7 +13,11 @@ use super::presets::preset;
 
 /// Values given so far.
 #[derive(Clone, Debug, Default)]
-pub struct Layers(Table);
+pub struct Layers {
+    values: Table,
+    /// Who gave `model` beside a preset: a file's name, or `--set model.layers=6`.
+    shape_from: Option<String>,
+}
 
 /// A layer that can't be used: where, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +39,7 @@ impl Layers {
     pub fn preset(&mut self, name: &str) -> Result<()> {
         let preset = preset(name).map_err(Error::Usage)?;
         self.text(preset.text, &format!("preset {name}"))?;
-        self.0.insert("preset".into(), name.into());
+        self.values.insert("preset".into(), name.into());
         Ok(())
     }
 
@@ -53,10 +57,13 @@ impl Layers {
             Some(name) if !preset_given => self.preset(name).map_err(|e| Error::Usage(format!("{shown}: {e}")))?,
             _ => {}
         }
-        let kept = self.0.get("preset").cloned();
+        let kept = self.values.get("preset").cloned();
+        if own.contains_key("model") {
+            self.shape_from = Some(shown);
+        }
         self.overlay(own);
         if let Some(kept) = kept.filter(|_| preset_given) {
-            self.0.insert("preset".into(), kept);
+            self.values.insert("preset".into(), kept);
         }
         Ok(())
     }
@@ -96,21 +103,34 @@ impl Layers {
                     .map_err(|second| wrong(if is_toml { first.reason } else { second.reason }))?
             }
         };
+        if table.contains_key("model") {
+            self.shape_from = Some(format!("--set {assignment}"));
+        }
         self.overlay(table);
         Ok(())
     }
 
     /// Whether a key has a value.
     pub fn has(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+        self.values.contains_key(key)
     }
 
     /// All layers as one, with defaults for the rest, checked.
-    pub fn config(self) -> Result<Config> {
+    pub fn config(mut self) -> Result<Config> {
         // The default's epochs are for those who say nothing.
         let steps_alone = self.has("steps") && !self.has("epochs");
+        if self.has("checkpoint") || self.has("merge") {
+            if let Some(origin) = self.shape_from {
+                return Err(Error::Usage(format!(
+                    "{origin}: model settings are for a model that starts from scratch, and the checkpoint has its own \
+                     shape: leave them out"
+                )));
+            }
+            // A preset's shape is for those who give no checkpoint.
+            self.values.remove("model");
+        }
         let mut config: Config =
-            Value::Table(self.0).try_into().map_err(|e: toml::de::Error| Error::Usage(one_line(e.message())))?;
+            Value::Table(self.values).try_into().map_err(|e: toml::de::Error| Error::Usage(one_line(e.message())))?;
         if steps_alone {
             config.epochs = None;
         }
@@ -122,10 +142,10 @@ impl Layers {
         // How long to train is one choice with two names.
         for (one, other) in [("steps", "epochs"), ("epochs", "steps")] {
             if table.contains_key(one) && !table.contains_key(other) {
-                self.0.remove(other);
+                self.values.remove(other);
             }
         }
-        overlay(&mut self.0, table);
+        overlay(&mut self.values, table);
     }
 }
 
@@ -342,6 +362,25 @@ mod tests {
         let mut layers = Layers::default();
         layers.set("lr=nan").unwrap();
         assert_eq!(layers.config().unwrap_err().to_string(), "lr is NaN: it must be a finite number from 0 on");
+    }
+
+    #[test]
+    fn model_settings_are_not_dropped_where_a_checkpoint_is_given() {
+        let mut layers = Layers::default();
+        layers.preset("easy-vqa").unwrap();
+        layers.value("checkpoint", "some.safetensors");
+        // The preset's own shape is for those who give no checkpoint.
+        assert_eq!(layers.clone().config().unwrap().model, None);
+        layers.set("model.layers=6").unwrap();
+        let error = layers.config().unwrap_err().to_string();
+        assert!(error.starts_with("--set model.layers=6: model settings are for a model that starts from"), "{error}");
+        let (_folder, path) = file("[model]\nlayers = 20\n");
+        let mut layers = Layers::default();
+        layers.file(&path, false).unwrap();
+        assert!(layers.clone().config().is_ok());
+        layers.set("checkpoint=some.safetensors").unwrap();
+        let error = layers.config().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: model settings are for", path.display())), "{error}");
     }
 
     #[test]

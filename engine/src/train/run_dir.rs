@@ -7,6 +7,7 @@
 //! | `last.safetensors` | the newest checkpoint's weights |
 //! | `best.safetensors` | the weights of the best evaluation so far |
 //! | `merged.safetensors` | what `--merge` made of the checkpoint |
+//! | `merge.toml` | the recipe that `--merge` carried out, where it was one |
 //! | `bad_batch.safetensors` | the batch that made a loss or gradient infinite |
 //!
 //! and what [`crate::report::run_files`] lists.
@@ -36,6 +37,7 @@ pub const LAST: &str = "last.safetensors";
 pub const BEST: &str = "best.safetensors";
 pub const BAD_BATCH: &str = "bad_batch.safetensors";
 pub const MERGED: &str = "merged.safetensors";
+pub const MERGE_RECIPE: &str = "merge.toml";
 /// Where the run that is to be replaced waits until the new one has begun.
 const ASIDE: &str = ".earlier-run";
 /// What becomes of it then.
@@ -379,10 +381,64 @@ pub fn is_training(folder: &Path) -> Option<bool> {
     }
 }
 
+/// The checkpoint file that a path means: the path itself or, of a run's folder, its best weights, else its last. With
+/// it, for a folder, a line that says which file was taken.
+///
+/// # Errors
+/// It is a folder without such weights.
+pub fn checkpoint_at(path: &Path) -> Result<(PathBuf, Option<String>)> {
+    if !path.is_dir() {
+        return Ok((path.to_owned(), None));
+    }
+    let shown = show_path(path);
+    let (best, last) = (path.join(BEST), path.join(LAST));
+    if best.is_file() {
+        let note = format!("{}: the best weights of this run are taken", show_path(&best));
+        return Ok((best, Some(note)));
+    }
+    if last.is_file() {
+        let note = format!("{}: the last weights of this run are taken, as it has no {BEST}", show_path(&last));
+        return Ok((last, Some(note)));
+    }
+    match path.join(CONFIG).is_file() {
+        true => bail!("{shown}: this run has no weights yet: neither {BEST} nor {LAST}"),
+        false => bail!("{shown}: this folder holds no run (no {CONFIG}): give a checkpoint file or a run's folder"),
+    }
+}
+
+/// Makes a folder for a run, the first of `run`, `run-2`, `run-3`, … that isn't there yet. That it is made here makes it
+/// this run's: of two programs that start at once, each gets a folder of its own.
+///
+/// # Errors
+/// No folder can be made in `within`.
+pub fn make_free(within: &Path) -> Result<PathBuf> {
+    for number in 1u64.. {
+        let path = within.join(if number == 1 { "run".to_owned() } else { format!("run-{number}") });
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).with_context(|| format!("{}: cannot make the run's folder", show_path(&path))),
+        }
+    }
+    bail!("{}: there is no number left for a run's folder", show_path(within))
+}
+
 /// Whether an entry of a run's folder is the run's.
 fn of_a_run(name: &OsStr) -> bool {
-    let names =
-        [CONFIG, LAST, BEST, BAD_BATCH, MERGED, RESULT, METRICS, SAMPLES, CHECKPOINTS, SAMPLE_IMAGES, TENSORBOARD];
+    let names = [
+        CONFIG,
+        LAST,
+        BEST,
+        BAD_BATCH,
+        MERGED,
+        MERGE_RECIPE,
+        RESULT,
+        METRICS,
+        SAMPLES,
+        CHECKPOINTS,
+        SAMPLE_IMAGES,
+        TENSORBOARD,
+    ];
     name.to_str().is_some_and(|name| names.contains(&name))
 }
 
@@ -436,8 +492,7 @@ mod tests {
         assert_eq!(saved.state, state);
         assert_eq!(contents(&saved.weights), contents(&run.path(LAST)));
         assert_eq!(run.checkpoint_names().unwrap(), ["step-100000000"]);
-        let mut fake = Fake::new(9);
-        fake.restore(&saved.weights, &saved.optimizer).unwrap();
+        let fake = Fake::restored(&saved.weights, &saved.optimizer).unwrap();
         assert_eq!(fake, Fake::new(2));
     }
 
@@ -454,8 +509,7 @@ mod tests {
                 assert!(error.ends_with("No space left on device"), "{error}");
                 let saved = run.newest().unwrap().expect("the checkpoint before");
                 assert_eq!(saved.state.step, 4);
-                let mut fake = Fake::new(9);
-                fake.restore(&saved.weights, &saved.optimizer).unwrap();
+                let fake = Fake::restored(&saved.weights, &saved.optimizer).unwrap();
                 assert_eq!(fake, Fake::new(1));
                 let left: Vec<_> = fs::read_dir(run.path(CHECKPOINTS)).unwrap().collect();
                 assert_eq!(left.len(), 1, "nothing half-written stays");
@@ -483,8 +537,7 @@ mod tests {
         run.save(&Fake::new(1), &state(4), &[]).unwrap();
         run.save(&Fake::new(2), &state(4), &[]).unwrap();
         let saved = run.newest().unwrap().unwrap();
-        let mut fake = Fake::new(9);
-        fake.restore(&saved.weights, &saved.optimizer).unwrap();
+        let fake = Fake::restored(&saved.weights, &saved.optimizer).unwrap();
         assert_eq!(fake, Fake::new(2));
     }
 
@@ -535,6 +588,50 @@ mod tests {
         let error = RunDir::create(folder.path(), false).unwrap_err().to_string();
         assert!(error.contains(": merged.safetensors in this folder has the name of a run's file"), "{error}");
         assert!(RunDir::check(folder.path(), true).unwrap().would_replace(&merged));
+    }
+
+    #[test]
+    fn two_starts_at_once_take_two_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let together = std::sync::Barrier::new(8);
+        let made: Vec<PathBuf> = std::thread::scope(|scope| {
+            let start = || {
+                together.wait();
+                make_free(folder.path()).unwrap()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let different: std::collections::BTreeSet<_> = made.iter().collect();
+        assert_eq!(different.len(), 8, "{made:?}");
+        assert!(made.contains(&folder.path().join("run")) && made.contains(&folder.path().join("run-8")), "{made:?}");
+        assert!(make_free(&folder.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn a_runs_folder_stands_for_its_best_weights_or_its_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let error = checkpoint_at(path).unwrap_err().to_string();
+        assert!(error.ends_with("this folder holds no run (no config.toml): give a checkpoint file or a run's folder"));
+        let run = RunDir::create(path, false).unwrap();
+        run.save_config(&Config::default()).unwrap();
+        let error = checkpoint_at(path).unwrap_err().to_string();
+        assert!(error.ends_with("this run has no weights yet: neither best.safetensors nor last.safetensors"));
+        run.save(&Fake::new(1), &state(4), &[]).unwrap();
+        let (file, note) = checkpoint_at(path).unwrap();
+        assert_eq!(file, path.join(LAST));
+        assert!(
+            note.unwrap()
+                .ends_with("last.safetensors: the last weights of this run are taken, as it has no best.safetensors")
+        );
+        run.save_best(&Fake::new(1), &[]).unwrap();
+        let (file, note) = checkpoint_at(path).unwrap();
+        assert_eq!(file, path.join(BEST));
+        assert!(note.unwrap().ends_with("best.safetensors: the best weights of this run are taken"));
+        // A file is what it is.
+        assert_eq!(checkpoint_at(&path.join(CONFIG)).unwrap(), (path.join(CONFIG), None));
+        assert_eq!(checkpoint_at(Path::new("no/such")).unwrap(), (PathBuf::from("no/such"), None));
     }
 
     #[test]

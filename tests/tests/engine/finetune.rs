@@ -52,7 +52,7 @@ fn wrong_usage_names_the_key_and_leaves_nothing() {
         ("--preset pretrain-base-224", "pre-training"),
         ("--resume run", "cannot be used with"),
         ("--task vqaa", "vqaa"),
-        ("--task img_cls --merge average", "it is interpolate:RATIO, arithmetic:LAMBDA:SEED or regmean:GRAMS"),
+        ("--task img_cls --merge average", "it is interpolate:RATIO, arithmetic:LAMBDA:SEED, regmean:GRAMS"),
     ] {
         let said = rejected(&folder, &format!("finetune model_ufo.safetensors -o run {line}"));
         assert!(said.contains(wanted), "{line}: {said}");

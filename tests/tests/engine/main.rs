@@ -12,6 +12,7 @@ mod inputs;
 mod models;
 mod outputs;
 mod predict;
+mod runs;
 mod search;
 
 use std::process::Command;
