@@ -65,7 +65,8 @@ fn files(report: &Report) -> Vec<(&str, usize, usize)> {
 
 /// Images with their captions, by image id.
 fn captioned(path: &Path) -> Vec<(String, String, Vec<String>)> {
-    let set = open(path, Task::Irtr, "train").unwrap();
+    let split = crate::data::own_split(path).unwrap_or_else(|| "train".into());
+    let set = open(path, Task::Irtr, &split).unwrap();
     let mut found: Vec<_> = (0..set.images())
         .map(|index| {
             let image = set.image(index).unwrap();

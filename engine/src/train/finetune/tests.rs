@@ -35,7 +35,7 @@ impl Bench {
         let mut lines = String::new();
         for number in 0..count {
             let bright = number % 2 == 0;
-            let shade = if bright { 200 + number } else { 30 + number };
+            let shade = if bright { 200 + number % 40 } else { 30 + number % 40 };
             let image = format!("images/{split}{number}.png");
             std::fs::write(self.path("data").join(&image), png(shade)).expect("an image");
             let answer = if bright { "yes" } else { "no" };
