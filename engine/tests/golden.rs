@@ -264,9 +264,13 @@ fn one_update_changes_every_parameter_as_pytorch_does() {
                 let what = format!("{task}, reference {reference}, {name}");
                 assert!(row[0] > 0.0 && row[column] > 0.0, "{what}: nothing to compare");
                 assert_close(&what, &[row[0]], &[norm(&updated.gradients[name])], 1e-4);
-                assert_close(&what, &[row[column]], &[norm(&change)], 1e-4);
+                // The new values are rounded to f32.
+                let rounding = 1.2e-7 * norm(&before.iter().map(|&value| f64::from(value)).collect::<Vec<_>>());
+                let allowed = 1e-4 * row[column] + rounding;
+                let off = (norm(&change) - row[column]).abs();
+                assert!(off <= allowed, "{what}: the change is off by {off:e}");
                 let off = (change.iter().sum::<f64>() - row[column + 1]).abs();
-                assert!(off <= 1e-4 * row[column] * (change.len() as f64).sqrt(), "{what}: the sum is off by {off:e}");
+                assert!(off <= allowed * (change.len() as f64).sqrt(), "{what}: the sum is off by {off:e}");
             }
         }
     }
@@ -350,5 +354,5 @@ fn ten_steps_of_training_stay_near_the_python_code_by_default() {
     let off = ten_steps(false);
     println!("by default, off by {off:?}");
     assert!(off[..2].iter().all(|&off| off <= TOLERANCE_F32), "before the first change: {off:?}");
-    assert!(off.iter().all(|&off| off <= 1e-3), "{off:?}");
+    assert!(off.iter().all(|&off| off <= 1e-4), "{off:?}");
 }
