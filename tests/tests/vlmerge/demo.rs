@@ -23,6 +23,8 @@ fn the_demo_shows_every_command_and_leaves_its_files_if_asked() {
     }
     assert!(printed.lines().count() < 170, "{printed}");
     assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+    // A line break inside quotes would be part of the question.
+    assert!(printed.contains("'what color is the shape?'"), "{printed}");
     let own = printed.lines().filter(|line| line.starts_with(['$', '#']) || line.starts_with("      "));
     for line in own {
         assert!(line.chars().count() <= 80, "{line}");
