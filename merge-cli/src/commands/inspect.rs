@@ -291,7 +291,7 @@ impl View<'_> {
                 true => format!("{layout}, modality-specific"),
                 false => format!("{layout}, modality-agnostic"),
             },
-            (None, _) => "unknown: no rule matches the tensors' names (--layout FILE.toml gives rules)".into(),
+            (None, _) => "unknown: its names match no rule (--layout FILE.toml gives rules)".into(),
         };
         rows.push(row("layout", layout));
         if let Some(layers) = config.layers {
