@@ -1,6 +1,6 @@
 //! `engine grams` into `vlmerge regmean`, and `engine probe`.
 
-use blackbox::Folder;
+use blackbox::{Folder, Tensor};
 use fixtures::compare::assert_close;
 
 use crate::models::{draw, folder};
@@ -71,13 +71,18 @@ fn shared_weights_see_what_all_experts_see() {
         ("transformer.blocks.3.mlp.fc2", ["mlp.v.fc2", "mlp.l.fc2"]),
     ] {
         let block = name.split_inclusive('.').take(3).collect::<String>();
-        let [v, l] = by.map(|expert| experts[&format!("{block}{expert}")].values());
-        let largest = v.iter().chain(&l).fold(0f32, |most, value| most.max(value.abs()));
-        let sum: Vec<f32> = v.iter().zip(&l).map(|(v, l)| v + l).collect();
-        let found = shared[name].values();
+        let [v, l] = by.map(|expert| numbers(&experts[&format!("{block}{expert}")]));
+        let largest = v.iter().chain(&l).fold(0f64, |most, value| most.max(value.abs()));
+        let sum: Vec<f64> = v.iter().zip(&l).map(|(v, l)| v + l).collect();
+        let found = numbers(&shared[name]);
         assert_eq!(found.len(), sum.len());
         assert!(found.iter().zip(&sum).all(|(a, b)| (a - b).abs() <= 1e-5 * largest), "{name}");
     }
+}
+
+/// The values of a gram matrix, f64.
+fn numbers(gram: &Tensor) -> Vec<f64> {
+    gram.bytes.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
 }
 
 #[test]
