@@ -530,7 +530,7 @@ fn a_start_without_a_folder_makes_one_of_its_own() {
     let bench = Bench::new();
     let stop = never();
     let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
-    let mut begin = |config| start_in_new_folder(config, &bench.path(""), &sitting, &mut opening(1, None));
+    let begin = |config| start_in_new_folder(config, &bench.path(""), &sitting, &mut opening(1, None));
     let error = begin(Config { val_split: Some("dev".into()), ..bench.config() }).unwrap_err();
     assert!(error.to_string().contains("no split 'dev'"), "{error:#}");
     for name in ["run", "run-2"] {
