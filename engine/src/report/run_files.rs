@@ -182,7 +182,12 @@ impl RunFiles {
             run.notes.push(missing(METRICS));
         }
         run.result = run.json(RESULT);
-        run.samples = run.json(SAMPLES).unwrap_or_default();
+        // What samples are taken from isn't missing where there is no validation split.
+        let validated =
+            run.result.as_ref().is_none_or(|result| !result.validation_data.is_empty() || result.train_data.is_empty());
+        if validated || folder.join(SAMPLES).exists() {
+            run.samples = run.json(SAMPLES).unwrap_or_default();
+        }
         Ok(run)
     }
 

@@ -134,7 +134,8 @@ impl Merge {
                 if root.is_some() {
                     return usage("root is a key of the recipe's [[input]]: give it there, not as --root");
                 }
-                let same = |input: &Input| input.path.canonicalize().ok() == checkpoint.canonicalize().ok();
+                let there = checkpoint.canonicalize().ok();
+                let same = |input: &Input| there.is_some() && input.path.canonicalize().ok() == there;
                 let inputs = Recipe::read(path)?.inputs;
                 if !inputs.iter().any(|input| input.role == "checkpoint" || same(input)) {
                     return usage(&format!("{} is not among the files that it merges", show_path(checkpoint)));

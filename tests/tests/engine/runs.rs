@@ -108,7 +108,7 @@ fn a_folder_with_a_training_split_alone_can_be_trained_on() {
     // Its last weights are what its folder stands for.
     let ran = engine(&folder, "eval run --data data --split train --device cpu");
     assert!(ran.stderr.contains("run/last.safetensors: the last weights of this run are taken"), "{ran:#?}");
-    assert!(ran.done().contains("4 questions"));
+    assert!(ran.code == Some(0) && ran.stdout.contains("4 questions"), "{ran:#?}");
 }
 
 #[test]
