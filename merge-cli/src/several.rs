@@ -1,5 +1,6 @@
 //! The jobs that merge several checkpoints of one model, name by name.
 
+use formats::config::Detected;
 use formats::layout::{Layout, Part};
 use formats::{Checkpoint, Dtype, Error, Result, TensorInfo, show_name, show_path};
 
@@ -51,6 +52,36 @@ pub fn merge_checkpoints(checkpoints: &[&Checkpoint], roles: &[Role], layout: Op
         true => Ok(Matched { jobs, notes }),
         false => Err(Error::file(first.path(), "there are no floating-point tensors to merge")),
     }
+}
+
+/// Refuses checkpoints whose tensors have the same names and shapes but don't compute the same with them.
+///
+/// # Errors
+/// What tokens attend to, the number of heads or the first layer with a `vl` expert differ, as far as both are known; a
+/// checkpoint's record contradicts its weights.
+pub fn check_alike(first: &Checkpoint, other: &Checkpoint) -> Result<()> {
+    let (Some(layout), Some(others)) = (first.layout(), other.layout()) else { return Ok(()) };
+    let (own, found) = (first.settled_config(layout)?, other.settled_config(others)?);
+    let (a, b) = (&own.config, &found.config);
+    let fields = [
+        ("attends", a.attends.zip(b.attends).is_some_and(|(a, b)| a != b)),
+        ("heads", a.heads.zip(b.heads).is_some_and(|(a, b)| a != b)),
+        ("vl_start", a.vl_start.zip(b.vl_start).is_some_and(|(a, b)| a != b)),
+    ];
+    let Some((field, _)) = fields.into_iter().find(|&(_, differs)| differs) else { return Ok(()) };
+    let shown = |detected: &Detected| {
+        let evidence = detected.evidence.iter().find(|evidence| evidence.field == field);
+        evidence.map_or_else(String::new, |found| format!("{} ({})", show_name(&found.value), show_name(&found.from)))
+    };
+    Err(Error::file(
+        other.path(),
+        format!(
+            "{field} is {}, but {} in {}: these models don't compute the same with equal weights",
+            shown(&found),
+            shown(&own),
+            show_path(first.path())
+        ),
+    ))
 }
 
 /// What names mean, where that is known.

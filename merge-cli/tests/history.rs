@@ -111,3 +111,21 @@ fn a_merge_after_a_training_is_the_last_step() {
             == std::fs::read(folder.path("soup.safetensors")).unwrap()
     );
 }
+
+/// Equal names and shapes don't make equal models: what tokens attend to stands in the record alone.
+#[test]
+fn models_that_compute_differently_are_no_soup() {
+    let folder = Folder::new();
+    let slot = "transformer.blocks.0.mlp.fc1.weight";
+    for (name, attends) in [("a", "to-all"), ("b", "within-modality"), ("c", "to-all")] {
+        let record = format!("{{\"layout\": \"vl-merging\", \"attends\": \"{attends}\"}}");
+        let metadata = [("vlmerge.config", record.as_str())];
+        folder.safetensors_saying(&format!("{name}.safetensors"), &[(slot, &[2], &[3.0, 4.0])], &metadata);
+    }
+    let error = folder.error(&["soup", "a.safetensors", "b.safetensors", "-o", "soup.safetensors"]);
+    assert!(
+        error.contains("b.safetensors: attends is within-modality (the file's record of its model), but to-all"),
+        "{error}"
+    );
+    folder.ok(&["soup", "a.safetensors", "c.safetensors", "-o", "soup.safetensors"]);
+}

@@ -245,6 +245,7 @@ fn whole_checkpoints(
     let roles: Vec<Role> =
         (0..given.len()).map(|n| if n < bases { Role::Base } else { Role::Model(n - bases) }).collect();
     let inputs: Vec<&Checkpoint> = checkpoints.iter().collect();
+    checkpoints[1..].iter().try_for_each(|other| several::check_alike(&checkpoints[0], other))?;
     let matched = several::merge_checkpoints(&inputs, &roles, layout.as_ref())?;
     matched.notes.iter().for_each(|note| context.warn(note));
     Ok((matched.jobs, layout))
