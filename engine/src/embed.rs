@@ -1,6 +1,5 @@
 //! Images and texts of any number, on their way to a model in batches.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -87,7 +86,7 @@ fn pixels(path: &Path, size: usize) -> Result<Vec<f32>, String> {
 /// What is wrong with a file, without its name.
 fn cause(error: &image::Error) -> String {
     match error {
-        image::Error::Io { error, .. } => format!("cannot read: {error}"),
+        image::Error::Read(formats::Error::Io { error, .. }) => format!("cannot read: {error}"),
         image::Error::File { error, .. } => error.to_string(),
         other => other.to_string(),
     }
@@ -153,12 +152,7 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     const LONGEST: u64 = 1 << 30;
     let shown = show_path(path);
-    let mut bytes = Vec::new();
-    let read = match path == Path::new("-") {
-        true => std::io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes),
-        false => std::fs::File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)),
-    };
-    read.map_err(|e| formats::Error::io(path, "read", e))?;
+    let bytes = formats::standard::read_bytes(path, LONGEST + 1)?;
     if bytes.len() as u64 > LONGEST {
         bail!("{shown}: longer than 1 GiB");
     }

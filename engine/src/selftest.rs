@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use formats::config::Variant;
+use formats::write::TemporaryFolder;
 use serde::Serialize;
 
 use crate::batch::{Images, Texts};
@@ -78,7 +79,7 @@ const GOLDEN_IMAGE_SIZE: usize = 48;
 /// # Errors
 /// The device isn't there, or no temporary folder can be written.
 pub fn parity(device: Choice, precision: Precision) -> Result<Vec<Parity>> {
-    let folder = tempfile::tempdir().context("a temporary folder for the golden values")?;
+    let folder = TemporaryFolder::create().context("a temporary folder for the golden values")?;
     let put = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).with_context(|| path.display().to_string())?;

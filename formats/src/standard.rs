@@ -42,12 +42,27 @@ pub fn read_text(path: &Path, most: u64, action: &'static str) -> Result<String>
     Ok(text)
 }
 
+/// Reads a file, or standard input for `-`, up to `most` bytes.
+///
+/// # Errors
+/// It can't be read.
+pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let fault = |e| Error::io(input_name(path), "read", e);
+    let file = match is_standard(path) {
+        true => input()?,
+        false => File::open(path).map_err(fault)?,
+    };
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes).map_err(fault)?;
+    Ok(bytes)
+}
+
 /// Everything on standard input as a file that can be read at any position, from its start. What comes through a
 /// pipe is copied to a temporary file first, which has no name and so is gone when the program ends. Every call gives
 /// the same contents.
 ///
 /// # Errors
-/// Standard input is a terminal, where nobody can type a checkpoint; reading or copying fails.
+/// Standard input is a terminal, where nobody can type a checkpoint or an image; reading or copying fails.
 pub(crate) fn input() -> Result<File> {
     static INPUT_FILE: Mutex<Option<File>> = Mutex::new(None);
     let fault = |e| Error::io(INPUT, "read", e);
@@ -105,4 +120,20 @@ pub(crate) fn copy_out(mut file: File) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     std::io::copy(&mut file, &mut stdout).map_err(fault)?;
     stdout.flush().map_err(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_up_to_a_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, b"four").unwrap();
+        assert_eq!(read_bytes(&path, 3).unwrap(), b"fou");
+        assert_eq!(read_bytes(&path, 5).unwrap(), b"four");
+        let error = read_bytes(&folder.path().join("none"), 5).unwrap_err().to_string();
+        assert!(error.ends_with("none: cannot read: no such file or directory"), "{error}");
+    }
 }

@@ -127,8 +127,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let tokenizer = Arc::new(Tokenizer::bert());
     let mut details = details_to.as_ref().map(|target| JsonLines::create(target.path())).transpose()?;
     let mut outcomes: IndexMap<&str, Evaluated> = IndexMap::new();
+    let named = match &args.answers {
+        Some(path) => Some(read_labels(path)?),
+        None => head_labels(&opened.metadata, task),
+    };
     for split in splits {
-        let set = open_split(args, task, split, &runner, &opened, context)?;
+        let set = open_split(args, task, split, &runner, named.as_deref(), context)?;
         context.tell_broken_rows(set.as_ref());
         let name = set.name().to_owned();
         let labels = set.labels().to_vec().into();
@@ -276,23 +280,19 @@ fn task(args: &Args, opened: &Opened) -> Result<Task> {
     }
 }
 
-/// A split, its labels those of the head.
+/// A split, its labels those of the head, which are `named` where anything names them.
 fn open_split(
     args: &Args,
     task: Task,
     split: &str,
     runner: &dyn Runner,
-    opened: &Opened,
+    named: Option<&[String]>,
     context: &Context,
 ) -> Result<Arc<dyn Dataset>> {
-    let named = match &args.answers {
-        Some(path) => Some(read_labels(path)?),
-        None => head_labels(&opened.metadata, task),
-    };
     let opening = Opening { max_broken: args.max_broken, ..Opening::default() };
     let set = data::open_as(&args.data, task, split, &opening)?;
     let head = runner.labels(task.name()).filter(|_| matches!(task, Task::Vqa | Task::ImgCls));
-    let set = match (&named, head) {
+    let set = match (named, head) {
         (Some(named), _) => set.relabelled(named)?,
         // Numbers mean the same in the head and in the data; the highest ones need not occur in this split.
         (None, Some(head)) if set.numbering() == Numbering::Data => set.padded(head),

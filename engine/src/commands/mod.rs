@@ -146,6 +146,8 @@ pub fn usage<T>(message: &str) -> Result<T> {
         let Some(inner) = called.find_subcommand(&argument) else { break };
         called = inner;
     }
+    // The program ends without dropping what has made them.
+    formats::write::remove_unfinished();
     called.clone().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 

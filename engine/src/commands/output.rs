@@ -8,8 +8,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Command};
 pub use formats::standard::is_standard;
-use formats::write::Container;
-use tempfile::TempDir;
+use formats::write::{Container, TemporaryFolder};
 
 use super::Context;
 use crate::Report;
@@ -96,7 +95,7 @@ fn check(name: &str, command: &Command, given: &ArgMatches) -> Result<(), String
 pub struct Target {
     output: PathBuf,
     /// What will go to standard output: a command that is interrupted or fails sends nothing.
-    collected: Option<(TempDir, PathBuf)>,
+    collected: Option<(TemporaryFolder, PathBuf)>,
 }
 
 impl Target {
@@ -106,7 +105,7 @@ impl Target {
             super::check_output(output, force, reads)?;
             return Ok(Target { output: output.to_owned(), collected: None });
         }
-        let folder = tempfile::tempdir().context("a temporary folder for standard output")?;
+        let folder = TemporaryFolder::create().context("a temporary folder for standard output")?;
         let path = folder.path().join("output");
         Ok(Target { output: output.to_owned(), collected: Some((folder, path)) })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
-use engine::data::{self, Dataset};
+use engine::data::{self, Dataset, Opening};
 use engine::embed;
 use engine::image::{self, Rgb};
 use engine::model::open::{Opened, Source, open_runner_from};
@@ -81,6 +81,9 @@ pub struct VqaArgs {
     /// Replace the output if it exists.
     #[arg(long)]
     pub force: bool,
+    /// The share of the data set's rows that may be broken, 0 to 1; they are skipped and named, and get no answer.
+    #[arg(long, value_name = "SHARE", default_value_t = data::MAX_BROKEN, value_parser = super::share, requires = "data")]
+    pub max_broken: f64,
     /// Questions per batch.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub batch_size: u16,
@@ -181,7 +184,8 @@ fn submission(args: &VqaArgs, data: &Path, output: &Path, context: &Context) -> 
             show_path(&args.checkpoint)
         );
     };
-    let set: Arc<dyn Dataset> = Arc::new(data::open(data, Task::Vqa, &args.split)?.relabelled(&names)?);
+    let opening = Opening { max_broken: args.max_broken, ..Opening::default() };
+    let set: Arc<dyn Dataset> = Arc::new(data::open_as(data, Task::Vqa, &args.split, &opening)?.relabelled(&names)?);
     let over = Evaluation {
         set: set.clone(),
         tokenizer: Arc::new(Tokenizer::bert()),

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use formats::shell_path;
+
 use super::Error;
 use super::files::Named;
 use super::images::is_image;
@@ -17,7 +19,9 @@ pub(super) fn file(path: &Path) -> Option<Error> {
     };
     let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
     match ending(path).as_str() {
-        "parquet" | "pq" => found("a Parquet file isn't read", parquet(&path.with_extension("arrow"), &quoted(path))),
+        "parquet" | "pq" => {
+            found("a Parquet file isn't read", parquet(&path.with_extension("arrow"), &shell_path(path)))
+        }
         "csv" => found("a CSV file isn't read", table(path, "")).map(|error| with_columns(error, path, ',')),
         "tsv" | "tab" => found("a TSV file isn't read", table(path, ", delimiter='\\t'"))
             .map(|error| with_columns(error, path, '\t')),
@@ -37,7 +41,7 @@ pub(super) fn stream(path: &Path) -> Error {
     Error::Convert {
         path: path.into(),
         what: "an Arrow stream isn't read, but the Arrow file format is".into(),
-        command: streams(&output, &quoted(path)),
+        command: streams(&output, &shell_path(path)),
         note: String::new(),
     }
 }
@@ -61,8 +65,8 @@ pub(super) fn folder(path: &Path, entries: &[PathBuf]) -> Option<Error> {
         let stem = one.file_stem().unwrap_or_default().to_string_lossy();
         let split = Named::parse(&stem).split.unwrap_or_else(|| "train".into());
         let inputs = match one.file_name().unwrap_or_default().to_string_lossy().starts_with(&split) {
-            true => format!("{}/{split}*.parquet", quoted(one.parent().unwrap_or(path))),
-            false => quoted(one),
+            true => format!("{}/{split}*.parquet", shell_path(one.parent().unwrap_or(path))),
+            false => shell_path(one),
         };
         return Some(Error::Convert {
             path: path.into(),
@@ -99,8 +103,8 @@ fn saved_to_disk(path: &Path, entries: &[PathBuf]) -> Option<Error> {
     let output = place.join(format!("{name}_arrow")).join(format!("{split}.arrow"));
     let command = format!(
         "mkdir -p {} && {}",
-        quoted(output.parent().unwrap_or(place)),
-        streams(&output, &format!("{}/data-*.arrow", quoted(&from)))
+        shell_path(output.parent().unwrap_or(place)),
+        streams(&output, &format!("{}/data-*.arrow", shell_path(&from)))
     );
     let what = "a folder that datasets.save_to_disk wrote isn't read".into();
     Some(Error::Convert { path: path.into(), what, command, note: note.into() })
@@ -110,7 +114,7 @@ fn parquet(output: &Path, inputs: &str) -> String {
     format!(
         "python3 -c \"import sys, pyarrow as pa, pyarrow.parquet as p, pyarrow.feather as f; \
          f.write_feather(pa.concat_tables(map(p.read_table, sys.argv[2:])), sys.argv[1], 'uncompressed')\" {} {inputs}",
-        quoted(output)
+        shell_path(output)
     )
 }
 
@@ -119,7 +123,7 @@ fn streams(output: &Path, inputs: &str) -> String {
         "python3 -c \"import sys, pyarrow as pa, pyarrow.feather as f; \
          f.write_feather(pa.concat_tables(pa.ipc.open_stream(x).read_all() for x in sys.argv[2:]), sys.argv[1], \
          'uncompressed')\" {} {inputs}",
-        quoted(output)
+        shell_path(output)
     )
 }
 
@@ -127,8 +131,8 @@ fn table(path: &Path, options: &str) -> String {
     format!(
         "python3 -c \"import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader(open(sys.argv[1], \
          newline='', encoding='utf-8-sig'){options})]\" {} > {}",
-        quoted(path),
-        quoted(&path.with_extension("jsonl"))
+        shell_path(path),
+        shell_path(&path.with_extension("jsonl"))
     )
 }
 
@@ -158,7 +162,7 @@ fn archive(path: &Path, folder: &Path) -> String {
         () if has("json") && !has("txt") => format!("{{**json.loads({}), 'image': p}}", beside("json")),
         () => format!("{{'image': p, 'caption': {}}}", beside("txt")),
     };
-    let (tar, folder) = (quoted(path), quoted(folder));
+    let (tar, folder) = (shell_path(path), shell_path(folder));
     format!(
         "mkdir -p {folder} && tar -xf {tar} -C {folder} && (cd {folder} && python3 -c \"import glob, json; \
          [print(json.dumps({line})) for p in sorted(glob.glob('**/*.{image}', recursive=True))]\" > train.jsonl)"
@@ -185,16 +189,6 @@ fn endings_in(path: &Path) -> std::io::Result<BTreeSet<String>> {
         file.seek(SeekFrom::Current((size.max(0) + 511) / 512 * 512))?;
     }
     Ok(found)
-}
-
-/// A path as a shell takes it for one word.
-fn quoted(path: &Path) -> String {
-    let text: String = path.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    let text = if text.starts_with('-') { format!("./{text}") } else { text };
-    match text.chars().all(|c| c.is_alphanumeric() || "/._-+,=@%".contains(c)) && !text.is_empty() {
-        true => text,
-        false => format!("'{}'", text.replace('\'', "'\\''")),
-    }
 }
 
 /// Images without anything that says what they show.

@@ -44,6 +44,9 @@ pub enum Error {
         allowed: f64,
         first: BrokenRow,
     },
+    /// Nothing of the data is usable, whatever share of it may be broken.
+    #[error("none of its {0} examples can be used")]
+    NoExample(usize),
     /// One row can't be used.
     #[error("{0}")]
     Row(BrokenRow),

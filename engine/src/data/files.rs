@@ -28,7 +28,8 @@ pub struct Named {
     pub set: String,
     /// `None` where the name says nothing, as in `vg` and `sbu_3`.
     pub split: Option<String>,
-    pub shard: u32,
+    /// `None` where there is no number.
+    pub shard: Option<u32>,
 }
 
 impl Named {
@@ -36,8 +37,8 @@ impl Named {
     pub fn parse(stem: &str) -> Named {
         let stem = stem.strip_prefix("code224_").unwrap_or(stem);
         let (rest, shard) = match stem.rsplit_once('_').map(|(rest, number)| (rest, number.parse())) {
-            Some((rest, Ok(number))) => (rest, number),
-            _ => of_many(stem).unwrap_or((stem, 0)),
+            Some((rest, Ok(number))) => (rest, Some(number)),
+            _ => of_many(stem).map_or((stem, None), |(rest, number)| (rest, Some(number))),
         };
         let found = SPLITS.iter().filter_map(|split| {
             let set = rest.strip_suffix(split)?;
@@ -106,24 +107,25 @@ mod tests {
     fn names_of_the_python_code() {
         let parse = |stem| {
             let Named { set, split, shard } = Named::parse(stem);
-            (set, split.unwrap_or_default(), shard)
+            (set, split.unwrap_or_default(), shard.map_or(-1, i64::from))
         };
         let cases = [
-            ("coco_caption_karpathy_restval", ("coco_caption_karpathy", "restval", 0)),
-            ("vqav2_trainable_val", ("vqav2", "trainable_val", 0)),
-            ("vqav2_val", ("vqav2", "val", 0)),
-            ("vqav2_test-dev", ("vqav2", "test-dev", 0)),
-            ("nlvr2_unbalanced_test1", ("nlvr2", "unbalanced_test1", 0)),
+            ("coco_caption_karpathy_restval", ("coco_caption_karpathy", "restval", -1)),
+            ("vqav2_trainable_val", ("vqav2", "trainable_val", -1)),
+            ("vqav2_val", ("vqav2", "val", -1)),
+            ("vqav2_test-dev", ("vqav2", "test-dev", -1)),
+            ("nlvr2_unbalanced_test1", ("nlvr2", "unbalanced_test1", -1)),
             ("conceptual_caption_train_12", ("conceptual_caption", "train", 12)),
             ("sbu_3", ("sbu", "", 3)),
-            ("vg", ("vg", "", 0)),
-            ("code224_vg", ("vg", "", 0)),
-            ("code224_coco_caption_karpathy_val", ("coco_caption_karpathy", "val", 0)),
+            ("sbu_0", ("sbu", "", 0)),
+            ("vg", ("vg", "", -1)),
+            ("code224_vg", ("vg", "", -1)),
+            ("code224_coco_caption_karpathy_val", ("coco_caption_karpathy", "val", -1)),
             ("train-00003-of-00010", ("", "train", 3)),
-            ("captions-train", ("captions", "train", 0)),
-            ("captions.valid", ("captions", "valid", 0)),
-            ("train", ("", "train", 0)),
-            ("retrain", ("retrain", "", 0)),
+            ("captions-train", ("captions", "train", -1)),
+            ("captions.valid", ("captions", "valid", -1)),
+            ("train", ("", "train", -1)),
+            ("retrain", ("retrain", "", -1)),
         ];
         for (stem, (set, split, shard)) in cases {
             assert_eq!(parse(stem), (set.to_string(), split.to_string(), shard), "{stem}");

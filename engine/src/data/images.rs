@@ -85,11 +85,12 @@ pub(super) fn read(split: &Path, labels: &[String], into: &mut Builder) -> Resul
     Ok(())
 }
 
-/// All images below a folder, by name.
+/// All images below a folder, by name. Links to folders in it aren't followed: they may lead back to a folder above.
 fn images_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut images = Vec::new();
     for entry in entries(folder)? {
         match entry.is_dir() {
+            true if entry.is_symlink() => {}
             true => images.extend(images_in(&entry)?),
             false if is_image(&entry) => images.push(entry),
             false => {}

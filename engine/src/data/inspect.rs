@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::arrow::ArrowFile;
+use super::open::refuse_copies;
 use super::{BrokenRow, Dataset, Example, Found, MAX_BROKEN, Opening, Result, SplitFiles, Task, open_as, survey};
 
 /// A judge of encoded images: says what is wrong with one.
@@ -102,7 +103,7 @@ fn split(path: &Path, task: Task, files: &SplitFiles, check: Option<Check>, labe
         rows: 0,
         broken: 0,
         broken_rows: Vec::new(),
-        error: None,
+        error: refuse_copies(&files.files).err().map(|e| e.to_string()),
     };
     for file in &files.files {
         // A file of its own is its split; what has several, or stands in a folder named after its split, is asked for it.
@@ -205,6 +206,17 @@ mod tests {
             [("nlvr2_dev.arrow", 1, false), ("vqav2_train.arrow", 2, false), ("vqav2_val.arrow", 0, true)]
         );
         assert_eq!(found.files[1].columns[3].kind, "List(List(Int64))");
+    }
+
+    #[test]
+    fn a_copy_of_a_file_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["code224_nlvr2_dev.arrow", "nlvr2_dev.arrow"] {
+            std::fs::write(folder.path().join(name), NLVR2).unwrap();
+        }
+        let found = inspect(folder.path(), None).unwrap();
+        let error = found.sets[0].splits[0].error.as_ref().unwrap();
+        assert!(error.contains("code224_nlvr2_dev.arrow and ") && error.contains("both are split 'dev'"), "{error}");
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub struct Loader<T> {
     /// The batches under way, the next to hand out first.
     batches: BTreeMap<u64, Open<T>>,
     next: u64,
+    /// Whether the epoch of the next batch has been gone through from its start without an example.
+    barren: bool,
     waited: Duration,
     threads: Vec<JoinHandle<()>>,
 }
@@ -133,7 +135,8 @@ impl<T: Send + 'static> Loader<T> {
     ///
     /// # Errors
     /// The batch size is 0, there is no batch in an epoch, the start is beyond the epoch's end, or no thread can be
-    /// started. An error or panic of `load` comes out of the iterator, which then ends.
+    /// started. An error or panic of `load` comes out of the iterator, which then ends. So does [`Error::NoExample`],
+    /// where the epochs have no end and one of them has given no example.
     pub fn start<F>(len: usize, options: Options, load: F) -> Result<Loader<T>>
     where
         F: Fn(usize, &mut ChaCha8Rng) -> anyhow::Result<Option<T>> + Send + Sync + 'static,
@@ -176,6 +179,7 @@ impl<T: Send + 'static> Loader<T> {
             results,
             batches: BTreeMap::new(),
             next: 0,
+            barren: false,
             waited: Duration::ZERO,
             threads: Vec::with_capacity(threads),
         };
@@ -269,6 +273,12 @@ impl<T: Send + 'static> Iterator for Loader<T> {
                         return Some(Err(e));
                     }
                 }
+            }
+            self.barren = items.is_empty() && (self.barren || open.position.batch == 0);
+            if self.barren && open.last && self.plan.options.end_epoch.is_none() {
+                // It would be so for ever.
+                self.stop();
+                return Some(Err(Error::NoExample(self.plan.len).into()));
             }
             if !items.is_empty() {
                 return Some(Ok(Batch { position: open.position, last: open.last, items }));
@@ -387,6 +397,28 @@ mod tests {
         let batches: Vec<_> = loader.unwrap().map(Result::unwrap).collect();
         let items: Vec<_> = batches.iter().map(|batch| (batch.position.batch, batch.items.clone())).collect();
         assert_eq!(items, [(0, vec![1]), (2, vec![6, 7, 8])]);
+    }
+
+    #[test]
+    fn epochs_without_an_example_do_not_go_on_for_ever() {
+        let usable = Arc::new(AtomicUsize::new(usize::MAX));
+        let start = |start: Position| {
+            let usable = usable.clone();
+            let options = Options { batch_size: 2, threads: 2, shuffle: true, end_epoch: None, start, ..options() };
+            Loader::start(5, options, move |index, _| Ok((usable.load(Ordering::SeqCst) == index).then_some(index)))
+                .unwrap()
+        };
+        for (epoch, batch) in [(0, 0), (0, 1), (3, 2)] {
+            let mut loader = start(Position { epoch, batch });
+            let error = loader.next().unwrap().unwrap_err().to_string();
+            assert_eq!(error, "none of its 5 examples can be used");
+            assert!(loader.next().is_none());
+        }
+        // One is enough, wherever it comes in its epoch.
+        usable.store(4, Ordering::SeqCst);
+        let batches: Vec<_> = start(Position::default()).take(4).map(|batch| batch.unwrap()).collect();
+        assert!(batches.iter().all(|batch| batch.items == [4]));
+        assert!(batches.iter().map(|batch| batch.position.epoch).eq(0..4));
     }
 
     #[test]

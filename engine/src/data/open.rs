@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use formats::show_name;
+use formats::{show_name, show_path};
 
 use super::arrow::{self, ArrowFile};
 use super::broken::MAX_BROKEN;
@@ -95,6 +95,7 @@ pub fn open_as(path: &Path, task: Task, split: &str, opening: &Opening) -> Resul
             let mut into = Builder::new(&name, task).allowing(opening.max_broken);
             let chosen = names.iter().filter_map(|name| found.splits.iter().find(|splits| splits.split == *name));
             let chosen: Vec<&PathBuf> = chosen.flat_map(|splits| &splits.files).collect();
+            refuse_copies(chosen.iter().copied())?;
             match files.kind {
                 Kind::Lines => open_lines(found, &chosen, into),
                 Kind::Classes => open_classes(path, found, &chosen, into),
@@ -111,6 +112,28 @@ pub fn open_as(path: &Path, task: Task, split: &str, opening: &Opening) -> Resul
             }
         }
     }
+}
+
+/// Refuses two files that are the same shard of the same split by their names: most likely one is a copy of the other,
+/// such as `code224_vg.arrow` of `vg.arrow`, and every example would be there twice.
+pub(super) fn refuse_copies<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    let mut shards: BTreeMap<(String, Option<u32>), &Path> = BTreeMap::new();
+    for file in files {
+        let Named { split, shard, .. } = named(file);
+        let split = split.unwrap_or_else(|| "train".into());
+        let what = match shard {
+            Some(shard) => format!("part {shard} of split '{split}'"),
+            None => format!("split '{split}'"),
+        };
+        if let Some(other) = shards.insert((split, shard), file) {
+            return Err(Error::Argument(format!(
+                "{} and {}: by their names both are {what}: move one of them elsewhere, or number them",
+                show_path(other),
+                show_path(file)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The split that a single file is by its name, `None` where the name doesn't say it or `path` has several splits.
@@ -138,9 +161,18 @@ pub fn survey(path: &Path) -> Result<Vec<Found>> {
 /// The task that the data at `path` are for: those of the data set `preferred`, where it is given.
 ///
 /// # Errors
-/// They are for several of the tasks `among`, or for none of them, or can't be read.
+/// They are for several of the tasks `among`, or for none of them, or can't be read; or they are folders of images that
+/// need not be classes, as they have no splits.
 pub fn only_task(path: &Path, preferred: Option<&str>, among: &[Task]) -> Result<Task> {
     let (found, why_not) = match Place::at(path) {
+        // What a download unpacks to may look like that: only who asks for the task knows that these are classes.
+        Ok(Place::Files(files))
+            if files.kind == Kind::Classes && files.single == Some(None) && among.contains(&Task::ImgCls) =>
+        {
+            let reason = "it has folders of images, but no folder train or val around them, so that they need not be \
+                          classes: if they are, --task img_cls says so";
+            return Err(Error::file(path, reason));
+        }
         Ok(Place::Files(files)) if path != Path::new(TOY) || path.exists() => {
             let why_not = files.why_not();
             (files.found, why_not)
@@ -273,7 +305,7 @@ fn split_of(path: &Path) -> Option<String> {
 
 impl Files {
     fn of(paths: &[PathBuf], kind: Kind, single: Option<Option<String>>) -> Files {
-        type Shards = Vec<(u32, PathBuf)>;
+        type Shards = Vec<(Option<u32>, PathBuf)>;
         let mut sets: BTreeMap<(String, Task), BTreeMap<String, Shards>> = BTreeMap::new();
         let mut unreadable = Vec::new();
         for path in paths {
@@ -832,6 +864,70 @@ mod tests {
     }
 
     #[test]
+    fn folders_of_images_without_splits_are_no_classes_unless_that_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["coco/train2014/1.jpg", "coco/val2014/2.jpg", "pets/train/cat/1.jpg", "pets/train/dog/2.jpg"] {
+            write(folder.path(), name, name);
+        }
+        let coco = folder.path().join("coco");
+        let error = only_task(&coco, None, &Task::ALL).unwrap_err().to_string();
+        assert!(error.contains("coco: it has folders of images, but no folder train or val around them"), "{error}");
+        assert!(error.ends_with("--task img_cls says so"), "{error}");
+        assert_eq!(open(&coco, Task::ImgCls, "train").unwrap().labels(), ["train2014", "val2014"]);
+        for path in ["pets", "pets/train"] {
+            assert_eq!(only_task(&folder.path().join(path), None, &Task::ALL).unwrap(), Task::ImgCls, "{path}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_to_folders_do_not_lead_in_circles() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "train/cat/1.jpg", "1");
+        write(folder.path(), "elsewhere/2.jpg", "2");
+        let train = folder.path().join("train");
+        for link in ["a", "b", "c.jpg"] {
+            symlink(&train, train.join("cat").join(link)).unwrap();
+        }
+        // A class may be a link, and an image.
+        symlink(folder.path().join("elsewhere"), train.join("dog")).unwrap();
+        symlink(train.join("cat/1.jpg"), train.join("cat/3.jpg")).unwrap();
+        let set = open(folder.path(), Task::ImgCls, "train").unwrap();
+        let images = (0..set.len()).map(|index| match set.example(index).unwrap() {
+            Example::ImgCls { image_id, .. } => image_id.to_owned(),
+            _ => panic!(),
+        });
+        let images: Vec<String> = images.collect();
+        assert_eq!(images, ["cat/1.jpg", "cat/3.jpg", "dog/2.jpg"]);
+    }
+
+    #[test]
+    fn the_same_part_of_a_split_is_not_read_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |first: &str, second: &str| {
+            let set = tempfile::tempdir_in(folder.path()).unwrap();
+            question(set.path(), &format!("{first}.jsonl"));
+            question(set.path(), &format!("{second}.jsonl"));
+            open(set.path(), Task::Vqa, "train").map(|set| set.len()).map_err(|e| e.to_string())
+        };
+        for (first, second, what) in [
+            ("code224_pets_train", "pets_train", "split 'train'"),
+            ("pets", "pets_train", "split 'train'"),
+            ("train", "vqa_train", "split 'train'"),
+            ("code224_pets_train_2", "pets_train_2", "part 2 of split 'train'"),
+            ("train-00000-of-00002", "train-00000-of-00003", "part 0 of split 'train'"),
+        ] {
+            let error = said(first, second).unwrap_err();
+            assert!(error.contains(&format!("{first}.jsonl and ")), "{error}");
+            assert!(error.contains(&format!("{second}.jsonl: by their names both are {what}: move one")), "{error}");
+        }
+        for (first, second) in [("pets_train", "pets_train_0"), ("train_0", "train_1"), ("train", "trainable_val")] {
+            assert_eq!(said(first, second), Ok(2), "{first} {second}");
+        }
+    }
+
+    #[test]
     fn hugging_faces_metadata_is_captions() {
         let folder = tempfile::tempdir().unwrap();
         for split in ["train", "validation"] {
@@ -861,6 +957,11 @@ mod tests {
             parquet.contains("it's.parquet: a Parquet file isn't read; this makes it readable: python3 -c \"import")
         );
         assert!(parquet.ends_with("it'\\''s.parquet'"), "quoted for the shell: {parquet}");
+        if cfg!(unix) {
+            write(folder.path(), "a\tb.parquet", "PAR1");
+            let tab = error("a\tb.parquet");
+            assert!(tab.ends_with(r"a\x09b.parquet'") && tab.contains(" $'"), "the file's real name: {tab}");
+        }
         write(folder.path(), "pets.csv", "\u{feff}image,caption\na.jpg,a dog\n");
         let csv = error("pets.csv");
         assert!(csv.contains("csv.DictReader(open(sys.argv[1]") && csv.ends_with("pets.jsonl"), "{csv}");

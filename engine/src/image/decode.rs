@@ -1,7 +1,6 @@
 //! From a file's bytes to [`Rgb`], as Pillow's `Image.open(…).convert("RGB")` does it.
 
-use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::error::ImageError;
@@ -26,8 +25,8 @@ const MAX_ALLOCATION: u64 = 1 << 30;
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{}: cannot read: {error}", formats::show_path(path))]
-    Io { path: PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Read(#[from] formats::Error),
     /// What is wrong with the file at `path`.
     #[error("{}: {error}", formats::show_path(path))]
     File { path: PathBuf, error: Box<Error> },
@@ -52,12 +51,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// on them without it.
 pub fn open(path: impl AsRef<Path>) -> Result<Rgb> {
     let path = path.as_ref();
-    let mut bytes = Vec::new();
-    let read = match path == Path::new("-") {
-        true => std::io::stdin().lock().take(MAX_FILE + 1).read_to_end(&mut bytes),
-        false => File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)),
-    };
-    read.map_err(|error| Error::Io { path: path.into(), error })?;
+    let bytes = formats::standard::read_bytes(path, MAX_FILE + 1)?;
     let image = if bytes.len() as u64 > MAX_FILE { Err(Error::TooLong) } else { decode_as(&bytes, true) };
     image.map_err(|error| Error::File { path: path.into(), error: Box::new(error) })
 }

@@ -13,13 +13,13 @@ mod vqa;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::batch::{Images, Texts, TrainBatch};
 pub use crate::data::Task;
-use crate::data::{Dataset, Example, Loader, LoaderOptions, Position};
+use crate::data::{self, Dataset, Example, Loader, LoaderOptions, Position};
 use crate::eval::{self, Outcome};
 use crate::image::{self, Training};
 use crate::runner::Runner;
@@ -265,8 +265,12 @@ fn prepared<K: Kind>(
         Ok(Some((images, text, parts.about, index)))
     };
     let loader = Loader::start(set.len(), options, load)?;
+    let set = set.clone();
     Ok(loader.map(move |batch| {
-        let batch = batch?;
+        let batch = batch.map_err(|e| match (e.downcast_ref(), set.broken().sample().first()) {
+            (Some(data::Error::NoExample(_)), Some(first)) => anyhow!("{}: {e}: {first}", set.name()),
+            _ => e,
+        })?;
         let mut inputs = Inputs { images: Vec::new(), texts: Texts { len: sizes.text, ..Texts::default() } };
         let mut about = Vec::with_capacity(batch.items.len());
         let mut indices = Vec::with_capacity(batch.items.len());

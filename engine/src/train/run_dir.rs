@@ -20,6 +20,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use formats::write::{sync_folder, write_file_durably};
@@ -167,7 +168,7 @@ impl RunDir {
             // What can't be written here will be said by what has to be.
             return Ok(Lock(None));
         };
-        match file.try_lock() {
+        match lock_soon(&file, || std::thread::sleep(BETWEEN_ATTEMPTS)) {
             Err(TryLockError::WouldBlock) => {
                 bail!("{}: another process is training in this folder", show_path(&self.0))
             }
@@ -363,6 +364,21 @@ impl RunDir {
         names.sort_by_key(|name| order(name));
         Ok(names)
     }
+}
+
+/// Attempts at a lock after the first.
+const ATTEMPTS: u32 = 10;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+
+/// Locks a file, and waits a little if it can't: [`is_training`] in another process holds the lock for an instant.
+fn lock_soon(file: &File, mut wait: impl FnMut()) -> Result<(), TryLockError> {
+    for _ in 0..ATTEMPTS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => wait(),
+            done => return done,
+        }
+    }
+    file.try_lock()
 }
 
 /// Whether a process trains in the run of this folder; `None` where the file system can't tell. A process on another
@@ -643,6 +659,24 @@ mod tests {
         assert!(error.ends_with("another process is training in this folder"), "{error}");
         drop(lock);
         run.lock().unwrap();
+    }
+
+    #[test]
+    fn a_look_at_a_run_does_not_keep_it_from_being_resumed() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path(), false).unwrap();
+        drop(run.lock().unwrap());
+        let file = || File::options().append(true).open(run.path(LOCK)).unwrap();
+        // What `is_training` of another process holds.
+        let look = file();
+        look.try_lock_shared().unwrap();
+        let mut look = Some(look);
+        let trainer = file();
+        lock_soon(&trainer, || drop(look.take())).unwrap();
+        let mut waits = 0;
+        let refused = lock_soon(&file(), || waits += 1);
+        assert!(matches!(refused, Err(TryLockError::WouldBlock)));
+        assert_eq!(waits, ATTEMPTS);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Files that are there whole or not at all.
 //!
 //! A file is written under a temporary name in the folder of its target and renamed once it is whole, so
-//! that a killed program leaves the older file, or none. Temporary files that are being written are known
-//! to [`remove_unfinished`], which a signal handler calls.
+//! that a killed program leaves the older file, or none. Temporary files that are being written, and
+//! [`TemporaryFolder`]s, are known to [`remove_unfinished`], which a signal handler calls.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tempfile::TempPath;
+use tempfile::{TempDir, TempPath};
 
 use crate::standard::is_standard;
 use crate::{Error, Result};
@@ -19,8 +19,9 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
-    file: File,
+    // Dropped before `file`: once the lock is gone, the path may lead to another writer's file.
     temporary: Temporary,
+    file: File,
     durable: bool,
 }
 
@@ -61,13 +62,21 @@ impl AtomicFile {
         name.push(".part");
         let path = folder_of(target).join(name);
         let mut unfinished = unfinished();
-        let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
-        let file = file.map_err(|e| Error::io(target, "write", e))?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(Error::file(target, "another program is writing this file")),
-            // Some network file systems have no locks.
-            Err(TryLockError::Error(_)) | Ok(()) => {}
-        }
+        let file = loop {
+            let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+            let file = file.map_err(|e| Error::io(target, "write", e))?;
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::file(target, "another program is writing this file"));
+                }
+                // Some network file systems have no locks.
+                Err(TryLockError::Error(_)) | Ok(()) => {}
+            }
+            // The writer before this one may have finished between the two: then this is its target.
+            if leads_to(&path, &file).map_err(|e| Error::io(target, "write", e))? {
+                break file;
+            }
+        };
         file.set_len(0).map_err(|e| Error::io(target, "write", e))?;
         unfinished.push(path.clone());
         let temporary = Temporary(Some(TempPath::try_from_path(path).map_err(|e| Error::io(target, "write", e))?));
@@ -92,17 +101,22 @@ impl AtomicFile {
     /// # Errors
     /// The disk is full or the folder can't be written to; then the older file stays and the new one is deleted.
     pub fn finish(self) -> Result<()> {
+        self.publish().map(drop)
+    }
+
+    /// As [`AtomicFile::finish`]. The file is still open, and so still locked if it was: a lock that ended before the
+    /// rename would let another writer truncate what is then published.
+    fn publish(self) -> Result<File> {
         let AtomicFile { target, file, temporary, durable } = self;
         let cannot = |e| Error::io(&target, "write", e);
         if durable {
             file.sync_all().map_err(cannot)?;
         }
-        drop(file);
         temporary.persist(&target).map_err(cannot)?;
         if durable {
             sync_folder(folder_of(&target)).map_err(cannot)?;
         }
-        Ok(())
+        Ok(file)
     }
 }
 
@@ -154,6 +168,23 @@ fn named(target: &Path) -> Result<()> {
     }
 }
 
+/// Whether a path leads to an open file.
+#[cfg(unix)]
+fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let open = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (open.dev(), open.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(not(unix))]
+fn leads_to(_path: &Path, _file: &File) -> io::Result<bool> {
+    Ok(true)
+}
+
 pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -183,18 +214,57 @@ impl Drop for Temporary {
     }
 }
 
+/// A folder in the system's folder for temporary files. It is deleted with all that is in it when it is dropped, and by
+/// [`remove_unfinished`].
+#[derive(Debug)]
+pub struct TemporaryFolder {
+    path: PathBuf,
+    folder: Option<TempDir>,
+}
+
+impl TemporaryFolder {
+    /// Makes a folder.
+    ///
+    /// # Errors
+    /// The system's folder for temporary files can't be written to.
+    pub fn create() -> io::Result<TemporaryFolder> {
+        // Made and listed under one lock, as a file is.
+        let mut unfinished = unfinished();
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().to_owned();
+        unfinished.push(path.clone());
+        Ok(TemporaryFolder { path, folder: Some(folder) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        let mut unfinished = unfinished();
+        unfinished.retain(|listed| *listed != self.path);
+        drop(self.folder.take());
+    }
+}
+
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Deletes the temporary files of writers that haven't finished: for a program that is about to
-/// end without dropping them, as on Ctrl-C. From here on no writer can start or finish a file.
+/// Deletes the temporary files of writers that haven't finished, and temporary folders: for a program that is about
+/// to end without dropping them, as on Ctrl-C. From here on no writer can start or finish a file.
 pub fn remove_unfinished() {
     let mut unfinished = unfinished();
     for path in unfinished.drain(..) {
-        let _ = std::fs::remove_file(path);
+        let _ = match path.is_dir() {
+            true => std::fs::remove_dir_all(path),
+            false => std::fs::remove_file(path),
+        };
     }
     // Never unlocked: a file that another thread makes now would stay.
     std::mem::forget(unfinished);
@@ -253,5 +323,76 @@ mod tests {
         file.finish().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["a.arrow"]);
+    }
+
+    #[test]
+    fn an_exclusive_file_is_locked_until_it_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("a.arrow");
+        let mut file = AtomicFile::exclusive(&target).unwrap();
+        file.write_all(b"whole").unwrap();
+        // What another writer opened before the rename.
+        let opened = OpenOptions::new().write(true).open(folder.path().join(".a.arrow.part")).unwrap();
+        let published = file.publish().unwrap();
+        assert!(target.exists());
+        assert!(matches!(opened.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(published);
+        opened.try_lock().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_leads_to_a_file_until_the_file_is_renamed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (part, target) = (folder.path().join(".a.arrow.part"), folder.path().join("a.arrow"));
+        let file = File::create(&part).unwrap();
+        assert!(leads_to(&part, &file).unwrap());
+        std::fs::rename(&part, &target).unwrap();
+        assert!(!leads_to(&part, &file).unwrap(), "nothing is there");
+        std::fs::write(&part, "of another writer").unwrap();
+        assert!(!leads_to(&part, &file).unwrap());
+        assert!(leads_to(&target, &file).unwrap());
+    }
+
+    /// Two writers of one file at once, each of which finishes every other time.
+    #[cfg(unix)]
+    #[test]
+    fn two_exclusive_writers_publish_only_whole_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("a.arrow");
+        std::fs::write(&target, [0; 64]).unwrap();
+        let write = || {
+            for round in 0..500 {
+                let mut file = match AtomicFile::exclusive(&target) {
+                    Ok(file) => file,
+                    Err(e) => {
+                        let said = e.to_string();
+                        assert!(said.ends_with("another program is writing this file"), "{said}");
+                        continue;
+                    }
+                };
+                file.write_all(&[1; 32]).unwrap();
+                file.write_all(&[1; 32]).unwrap();
+                if round % 2 == 0 {
+                    file.finish().unwrap();
+                }
+                assert_eq!(std::fs::read(&target).unwrap().len(), 64);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(write);
+            scope.spawn(write);
+        });
+        assert_eq!(names(folder.path()), ["a.arrow"]);
+    }
+
+    #[test]
+    fn a_temporary_folder_goes_with_what_is_in_it() {
+        let folder = TemporaryFolder::create().unwrap();
+        let path = folder.path().to_owned();
+        std::fs::write(path.join("a"), "").unwrap();
+        assert!(unfinished().contains(&path), "a signal handler removes it");
+        drop(folder);
+        assert!(!path.exists() && !unfinished().contains(&path));
     }
 }

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-pub use atomic::{AtomicFile, remove_unfinished, sync_folder, write_file, write_file_durably};
+pub use atomic::{AtomicFile, TemporaryFolder, remove_unfinished, sync_folder, write_file, write_file_durably};
 
 use crate::standard::{self, is_standard};
 use crate::{Checkpoint, Error, Result, TensorInfo, parallel};

@@ -146,6 +146,50 @@ fn broken_images_are_told_with_file_and_line() {
     assert!(notes.contains(&"val: 1 of 4 rows were broken and skipped".into()), "{notes:?}");
 }
 
+#[test]
+fn a_submission_leaves_out_as_many_broken_rows_as_are_allowed() {
+    let folder = folder();
+    questions(&folder, "val.jsonl", &["a"; 4]);
+    folder.write("set/2.png", "no image");
+    folder.write("names.json", r#"["a", "b", "c", "d", "e"]"#);
+    let line = "predict vqa ms.ckpt --device cpu --data set --split val --answers names.json -o out.json";
+    let refused = failed(&folder, &format!("--quiet {line}"));
+    assert!(refused.contains("1 of 4 rows are broken, more than 1 %: repair them, or allow more with --max-broken"));
+    let (said, notes) = engine(&folder, &format!("{line} --max-broken 0.25")).noted();
+    assert!(said.starts_with("3 answers to val (1 question has none: its row is broken)"), "{said}");
+    assert!(notes.iter().any(|note| note.contains("val.jsonl line 3: not a JPEG")), "{notes:?}");
+    // Of those that are broken in the file itself, too.
+    let lines = String::from_utf8(folder.read("set/val.jsonl")).expect("UTF-8");
+    folder.write("set/val.jsonl", lines.replace("2.png", "none.png"));
+    let (said, _) = engine(&folder, &format!("{line} --max-broken 0.25 --force")).noted();
+    assert!(said.starts_with("3 answers to val"), "{said}");
+}
+
+#[test]
+fn a_download_of_images_is_not_taken_for_classes() {
+    let folder = folder();
+    for (number, name) in ["train2014", "val2014"].into_iter().enumerate() {
+        draw(&folder, &format!("coco/{name}/1.png"), number as u32);
+    }
+    let refused = failed(&folder, "--quiet finetune ms.ckpt --data coco --steps 1 -o run");
+    assert!(refused.ends_with("they need not be classes: if they are, --task img_cls says so"), "{refused}");
+    assert!(!folder.path("run").exists());
+}
+
+/// All of a set may be broken, but then there is nothing to train on.
+#[test]
+fn a_training_set_without_a_usable_example_ends_the_run() {
+    let folder = folder();
+    questions(&folder, "train.jsonl", &["a"; 4]);
+    (0..4).for_each(|number| folder.write(&format!("set/{number}.png"), "no image"));
+    let fit = "finetune --task vqa --data set --no-validation --set max_broken=1 --set samples=0 --batch-size 2 --steps 2 \
+               -o run --device cpu --config small.toml";
+    folder.write("small.toml", "[model]\nlayers = 1\nvl_start = 1\nhidden_size = 24\nheads = 3\nimage_size = 32\n");
+    let ended = engine(&folder, fit);
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.stderr.contains("train: none of its 4 examples can be used: train.jsonl line "), "{ended:#?}");
+}
+
 /// ImageFolder's layout, from looking into it to a trained model.
 #[test]
 fn a_folder_for_each_class_is_trained_on() {

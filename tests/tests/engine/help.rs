@@ -157,6 +157,21 @@ fn a_dash_is_standard_input_or_output_and_never_a_file() {
 }
 
 #[test]
+fn names_on_standard_input_are_those_of_every_split() {
+    let folder = folder();
+    draw(&folder, "set/a.png", 3);
+    for split in ["val", "test"] {
+        let line = "{\"image\": \"a.png\", \"question\": \"what is it?\", \"answer\": \"b\"}\n";
+        folder.write(&format!("set/{split}.jsonl"), line);
+    }
+    let line = "eval ms.ckpt --task vqa --data set --split val --split test --device cpu --answers -";
+    let ended = piped(&folder, line, b"[\"a\",\"b\",\"c\",\"d\",\"e\"]");
+    let said = String::from_utf8(ended.stdout).expect("text");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(said.starts_with("val\n") && said.contains("\ntest\n"), "{said}");
+}
+
+#[test]
 fn quiet_leaves_results_and_no_summaries() {
     let folder = folder();
     copy(&folder, "photo.png", "a.png");

@@ -1,7 +1,9 @@
 //! Nothing that is read, and nothing that is there, is overwritten by mistake.
 
+use blackbox::Ran;
+
 use crate::models::{copy, folder};
-use crate::{engine, failed};
+use crate::{engine, engine_command, failed};
 
 const BATCH: &str = "probe.safetensors";
 
@@ -52,4 +54,46 @@ fn a_report_is_none_of_the_runs_files() {
     // A run can't be what replaces it starts from.
     let again = "--quiet finetune run/last.safetensors --steps 2 --force -o run";
     spares(&folder, "run/last.safetensors", "is of the run that --force would replace", again);
+}
+
+/// A command with a folder of its own for temporary files.
+fn with_temporary(folder: &blackbox::Folder, line: &str) -> std::process::Command {
+    let temporary = folder.path("temporary");
+    std::fs::create_dir_all(&temporary).unwrap();
+    let mut command = engine_command(folder, line);
+    // The first on Unix, the others on Windows.
+    for name in ["TMPDIR", "TMP", "TEMP"] {
+        command.env(name, temporary.canonicalize().unwrap());
+    }
+    command
+}
+
+fn temporary(folder: &blackbox::Folder) -> usize {
+    std::fs::read_dir(folder.path("temporary")).unwrap().count()
+}
+
+#[test]
+fn wrong_usage_leaves_no_temporary_folder() {
+    let folder = folder();
+    let line = "eval ms.ckpt --task irtr --data toy --device cpu --submission -";
+    let ran = Ran::of(with_temporary(&folder, line), line);
+    assert_eq!(ran.code, Some(2), "{ran:#?}");
+    assert!(ran.stderr.contains("--submission is for --task vqa and one --split"), "{ran:#?}");
+    assert_eq!(temporary(&folder), 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_leaves_no_temporary_folder() {
+    use blackbox::{Paused, Signal};
+    let folder = folder();
+    folder.write("texts.txt", "a dog\n");
+    let line = "embed ms.ckpt --texts texts.txt --device cpu -o -";
+    for (signal, code) in [(Signal::Int, 130), (Signal::Term, 143)] {
+        let running = Paused::at("write", with_temporary(&folder, line), &[]);
+        assert_eq!(temporary(&folder), 1, "what will go to standard output");
+        running.signal(signal);
+        assert_eq!(running.end().code, Some(code), "{signal:?}");
+        assert_eq!(temporary(&folder), 0, "{signal:?}");
+    }
 }
