@@ -464,7 +464,7 @@ impl View<'_> {
     fn oddities(&self, out: &mut String) {
         let conflicts = self.detected.conflicts.iter();
         let mut lines: Vec<String> = conflicts
-            .map(|conflict| format!("conflict (other commands refuse this file): {}", show_name(conflict)))
+            .map(|conflict| format!("conflict (commands that build on it refuse the file): {}", show_name(conflict)))
             .chain(self.detected.unusual.iter().chain(&self.warnings).map(|warning| show_name(warning)))
             .collect();
         for (name, reason) in self.checkpoint.skipped() {

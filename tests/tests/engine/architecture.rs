@@ -233,6 +233,9 @@ fn a_record_that_contradicts_the_weights_stops_all_but_inspect() {
             "soup base.safetensors odd.safetensors -o out.safetensors",
             "convert odd.safetensors -o out.safetensors",
             "resize odd.safetensors --image-size 96 -o out.safetensors",
+            "init odd.safetensors --arch all_moe -o out.safetensors",
+            "distance odd.safetensors",
+            "distance base.safetensors --base odd.safetensors",
         ] {
             let said = folder.refuses(line);
             let start = format!("odd.safetensors: {wanted}");
@@ -250,6 +253,15 @@ fn a_record_that_contradicts_the_weights_stops_all_but_inspect() {
         let conflict = shown["conflicts"][0].as_str().expect("a conflict").to_owned();
         assert!(conflict.starts_with(wanted), "{conflict}");
         let text = folder.vlmerge("inspect odd.safetensors").done();
-        assert!(text.contains("conflict (other commands refuse this file)"), "{text}");
+        assert!(text.contains("conflict (commands that build on it refuse the file)"), "{text}");
     }
+    // A model without experts, which `init` would give some.
+    folder.vlmerge("interpolate base.safetensors --ratio 0.5 -o merged.safetensors").done();
+    write_recorded(
+        &folder.path("odd.safetensors"),
+        &folder.tensors("merged.safetensors"),
+        &json!({"layer_scale": false}),
+    );
+    let said = folder.refuses("init odd.safetensors --arch ffn_moe -o out.safetensors");
+    assert!(said.starts_with("odd.safetensors: layer_scale: true because "), "{said}");
 }
