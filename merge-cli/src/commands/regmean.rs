@@ -145,7 +145,7 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
         jobs: emit.apply(jobs, &checkpoint, &layout)?,
         method: Some(&method),
         recipe,
-        config: Some(config_json(&checkpoint, &layout, emit == Emit::Merged)?),
+        config: Some(config_json(&checkpoint, &layout, emit == Emit::Merged, Vec::new())?),
         metadata: kept_metadata(&checkpoint),
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
