@@ -140,6 +140,9 @@ pub struct ModelConfig {
     pub token_types: Option<usize>,
     /// The heads present, by task, with the number of labels where that is a choice.
     pub tasks: BTreeMap<String, Option<usize>>,
+    /// Why its forward pass isn't the one this project describes, in words; empty where it is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unusual: Vec<String>,
 }
 
 impl ModelConfig {
@@ -175,8 +178,6 @@ pub struct Detected {
     pub conflicts: Vec<String>,
     /// The parts that have experts, whether a [`Variant`] has a name for them or not.
     pub experts: BTreeSet<Part>,
-    /// Hyper-parameters of a forward pass that isn't the one this project describes.
-    pub unusual: Vec<String>,
 }
 
 impl Detected {
@@ -192,7 +193,7 @@ impl Detected {
         // The heads present are what the weights show, whatever was there when the record was written.
         let known = fields(recorded)
             .into_iter()
-            .filter(|(field, value)| !["tasks", "layout"].contains(&field.as_str()) && !value.is_null());
+            .filter(|(field, value)| !["tasks", "layout", "unusual"].contains(&field.as_str()) && !value.is_null());
         for (field, value) in known {
             let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), show_name);
             let evidence = self.evidence.iter().position(|evidence| evidence.field == field);
@@ -222,6 +223,11 @@ impl Detected {
         }
         if let Ok(config) = serde_json::from_value(Value::Object(config)) {
             self.config = config;
+        }
+        for reason in &recorded.unusual {
+            if !self.config.unusual.contains(reason) {
+                self.config.unusual.push(reason.clone());
+            }
         }
         // The grid and the patch are each checked above, or taken from the record.
         let ModelConfig { image_size, patch_size, image_grid, .. } = self.config;
@@ -486,7 +492,7 @@ impl<'a> Search<'a> {
             && joint != text
             && (self.found.config.attends == Some(Attends::WithinModality) || !self.found.experts.is_empty())
         {
-            self.found.unusual.push(format!(
+            self.found.config.unusual.push(format!(
                 "{joint_key} is {joint} and {text_key} is {text}: it was trained with parts of the image taken for text"
             ));
         }
@@ -1082,6 +1088,7 @@ mod tests {
             max_text_len_of_initckpt: Some(16),
             token_types: Some(2),
             tasks: [("mlm".to_string(), None), ("vqa".to_string(), Some(3129))].into(),
+            unusual: Vec::new(),
         };
         assert_eq!(found.config, expected);
         assert_eq!(found.warnings, Vec::<String>::new());
@@ -1313,6 +1320,7 @@ mod tests {
             max_text_len_of_initckpt: Some(196),
             token_types: Some(2),
             tasks: [("irtr".to_string(), None)].into(),
+            unusual: Vec::new(),
         };
         assert_eq!((found.config, found.warnings), (expected, vec![]));
 
@@ -1507,7 +1515,7 @@ mod tests {
         let unusual = |variant, joint: usize| {
             let mut hyper = hyper();
             hyper["config"]["max_vl_text_len"] = json!(joint);
-            detect(&infos(&vl_merging(variant, 10)), Some(&hyper)).unusual
+            detect(&infos(&vl_merging(variant, 10)), Some(&hyper)).config.unusual
         };
         assert_eq!(
             unusual(Variant::AllMoe, 8),
@@ -1517,6 +1525,27 @@ mod tests {
             ]
         );
         assert_eq!(unusual(Variant::AllMoe, 10), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_unusual_is_known_from_the_record_alone() {
+        let mut other = hyper();
+        other["config"]["max_vl_text_len"] = json!(8);
+        let tensors = infos(&vl_merging(Variant::AllMoe, 10));
+        let config = detect(&tensors, Some(&other)).config;
+        assert_eq!(config.unusual.len(), 1);
+        let record: ModelConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+        // Without the hyper-parameters, and beside them.
+        for hyper in [None, Some(&other)] {
+            let mut found = detect(&tensors, hyper);
+            found.complete(&record);
+            assert_eq!((found.conflict(), &found.config.unusual), (None, &config.unusual));
+        }
+        // Records of models that aren't unusual stay as they always were.
+        let usual = detect(&tensors, Some(&hyper())).config;
+        assert!(!serde_json::to_string(&usual).unwrap().contains("unusual"));
+        let older: ModelConfig = serde_json::from_str(r#"{"layers": 12}"#).unwrap();
+        assert_eq!(older.unusual, [""; 0]);
     }
 
     #[test]

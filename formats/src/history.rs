@@ -20,7 +20,8 @@ const STEP: &str = "engine.step";
 const RUN: &str = "engine.run";
 const TASK: &str = "engine.task";
 const VERSION: &str = "engine.version";
-const LABELS: &str = "engine.labels.";
+/// What the metadata keys of heads' labels begin with, before the task: a JSON array of names in the head's order.
+pub const LABELS: &str = "engine.labels.";
 
 /// The recipe of a file, with a training since at its head: method [`TRAINING`], and as parameters the task, the
 /// step, metrics, and its configuration as TOML. `None` for a file that says nothing of this.

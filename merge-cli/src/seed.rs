@@ -21,11 +21,12 @@ pub struct Spread {
 ///
 /// # Errors
 /// The checkpoint has experts already, or no slot for them; its layout has no names for experts of these parts; vl
-/// start is not known, beyond the layers, or not the seed's own.
+/// start is not known, beyond the layers, or not the seed's own; its record of its model contradicts its weights.
 pub fn spread(checkpoint: &Checkpoint, layout: &Layout, variant: Variant, vl_start: Option<usize>) -> Result<Spread> {
     let path = checkpoint.path();
     let fault = |reason: String| Error::file(path, reason);
     let tensors = checkpoint.tensors();
+    let detected = checkpoint.settled_config(layout)?;
     if variant == Variant::Ufo {
         return Err(fault("it has one set of weights already: --arch ufo would change nothing".into()));
     }
@@ -35,7 +36,6 @@ pub fn spread(checkpoint: &Checkpoint, layout: &Layout, variant: Variant, vl_sta
             "it has experts already, such as '{name}': only a modality-agnostic model gets them"
         )));
     }
-    let detected = checkpoint.config(layout);
     let (target, names) = target(layout, tensors, variant).map_err(fault)?;
     let place = |name: &String| target.parse_slot(name).filter(|place| variant.has_experts(place.part));
     let layers: BTreeSet<usize> = names.iter().filter_map(|name| place(name)?.layer).collect();

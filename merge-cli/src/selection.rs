@@ -16,6 +16,18 @@ pub enum Task {
     Nlvr2,
 }
 
+impl Task {
+    /// From a recipe's parameters, where they name one.
+    pub fn from_parameters(parameters: &Map<String, Value>) -> Result<Option<Task>, String> {
+        match parameters.get("task") {
+            None | Some(Value::Null) => Ok(None),
+            Some(task) => serde_json::from_value(task.clone())
+                .map(Some)
+                .map_err(|_| format!("no task {task}: it is irtr, vqa or nlvr2")),
+        }
+    }
+}
+
 /// Which experts take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selection {
@@ -28,13 +40,7 @@ pub enum Selection {
 impl Selection {
     /// From a recipe's parameters; all experts where nothing is said.
     pub fn from_parameters(parameters: &Map<String, Value>) -> Result<Selection, String> {
-        let task = match parameters.get("task") {
-            None | Some(Value::Null) => None,
-            Some(task) => Some(
-                serde_json::from_value(task.clone())
-                    .map_err(|_| format!("no task {task}: it is irtr, vqa or nlvr2"))?,
-            ),
-        };
+        let task = Task::from_parameters(parameters)?;
         match (parameters.get("experts").and_then(Value::as_str), task) {
             (Some("used"), Some(task)) => Ok(Selection::Used(task)),
             (Some("used"), None) => Err("experts = \"used\" needs a task".into()),

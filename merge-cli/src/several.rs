@@ -1,6 +1,10 @@
 //! The jobs that merge several checkpoints of one model, name by name.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use formats::config::Detected;
+use formats::history::LABELS;
 use formats::layout::{Layout, Part};
 use formats::{Checkpoint, Dtype, Error, Result, TensorInfo, show_name, show_path};
 
@@ -82,6 +86,49 @@ pub fn check_alike(first: &Checkpoint, other: &Checkpoint) -> Result<()> {
             show_path(first.path())
         ),
     ))
+}
+
+/// Refuses checkpoints whose heads name their labels in different orders: a row would be merged with another label's.
+///
+/// # Errors
+/// The first label that differs, or a list of labels that can't be read.
+pub fn check_labels(checkpoints: &[Checkpoint]) -> Result<()> {
+    let mut named: BTreeMap<&str, &Checkpoint> = BTreeMap::new();
+    for other in checkpoints {
+        for key in other.metadata().keys().filter(|key| key.starts_with(LABELS)) {
+            match named.entry(key) {
+                Entry::Vacant(entry) => {
+                    entry.insert(other);
+                }
+                Entry::Occupied(entry) => check_labels_of(key, entry.get(), other)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_labels_of(key: &str, first: &Checkpoint, other: &Checkpoint) -> Result<()> {
+    let read = |checkpoint: &Checkpoint| -> Result<Vec<String>> {
+        serde_json::from_str(&checkpoint.metadata()[key])
+            .map_err(|e| Error::file(checkpoint.path(), format!("{} is no list of labels: {e}", show_name(key))))
+    };
+    let (own, found) = (read(first)?, read(other)?);
+    let Some(number) = (0..own.len().max(found.len())).find(|&number| own.get(number) != found.get(number)) else {
+        return Ok(());
+    };
+    let shown = |labels: &[String]| match labels.get(number) {
+        Some(label) => format!("'{}'", show_name(label)),
+        None => "missing".to_string(),
+    };
+    let reason = format!(
+        "label {} of its {} head is {}, but {} in {}: rows of different labels can't be merged",
+        number + 1,
+        show_name(key.strip_prefix(LABELS).unwrap_or(key)),
+        shown(&found),
+        shown(&own),
+        show_path(first.path())
+    );
+    Err(Error::file(other.path(), reason))
 }
 
 /// What names mean, where that is known.

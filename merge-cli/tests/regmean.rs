@@ -553,6 +553,53 @@ mod absent_grams {
         );
     }
 
+    /// What a recipe leaves out is what the command line's default is, and what a result records makes it again.
+    #[test]
+    fn a_recipe_means_what_the_same_command_line_does() {
+        let recipe = |case: &Case, parameters: &str| {
+            let text = format!(
+                "method = \"regmean\"\n[[input]]\nrole = \"checkpoint\"\nfile = \"ms.safetensors\"\n\
+                 [[input]]\nrole = \"grams\"\nfile = \"grams.safetensors\"\n[parameters]\n{parameters}"
+            );
+            std::fs::write(case.path("recipe.toml"), text).unwrap();
+            case.command(&["merge", "--recipe", "recipe.toml", "-o", "merged.safetensors", "--force"])
+        };
+        let read = |case: &Case| std::fs::read(case.path("merged.safetensors")).unwrap();
+        let (all_there, absent): (&[&str], &[&str]) = (&[], &["1.mlp.vl.fc1"]);
+        for (grams, args, parameters) in [
+            (all_there, "--task vqa", "task = \"vqa\"\n"),
+            (all_there, "--task vqa", "experts = \"used\"\ntask = \"vqa\"\n"),
+            (absent, "--task irtr", "task = \"irtr\"\n"),
+            (all_there, "--experts all", "experts = \"all\"\n"),
+            (absent, "--experts all --task nlvr2", "experts = \"all\"\ntask = \"nlvr2\"\n"),
+        ] {
+            let case = case(grams, args);
+            case.merge_with(&[]);
+            let expected = read(&case);
+            recipe(&case, parameters).assert().success();
+            assert!(read(&case) == expected, "{parameters}");
+            let shown = case.command(&["recipe", "merged.safetensors"]).output().unwrap();
+            std::fs::write(case.path("again.toml"), shown.stdout).unwrap();
+            case.command(&["merge", "--recipe", "again.toml", "-o", "merged.safetensors", "--force"])
+                .assert()
+                .success();
+            assert!(read(&case) == expected, "{parameters}");
+        }
+        // All experts, or a weight from the grams there are, only where that is written out.
+        for (grams, parameters, expected) in [
+            (&["0.mlp.v.fc1"][..], "task = \"vqa\"\n", "1 of 2 gram matrices"),
+            (absent, "experts = \"all\"\n", "1 of 5 gram matrices"),
+            (all_there, "", "it doesn't say for which task it was recorded"),
+            (all_there, "experts = \"used\"\n", "it doesn't say for which task it was recorded"),
+            (all_there, "experts = \"some\"\n", "no experts \"some\": it is all or used"),
+            (all_there, "task = \"mlm\"\n", "no task \"mlm\": it is irtr, vqa or nlvr2"),
+        ] {
+            let case = case(grams, "");
+            let line = refusal(&mut recipe(&case, parameters), case.folder.path());
+            assert!(line.contains(expected), "{parameters}: {line}");
+        }
+    }
+
     /// The golden grams for VQA have v and l below vl start, and vl above, as those for NLVR2.
     #[test]
     fn golden_grams_of_joint_passes() {

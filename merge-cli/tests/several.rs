@@ -431,6 +431,36 @@ mod refusals {
     }
 
     #[test]
+    fn heads_with_labels_in_another_order() {
+        let folder = Folder::new();
+        for (name, labels) in [
+            ("a.safetensors", r#"["yes","no","maybe"]"#),
+            ("again.ckpt", r#"["yes", "no", "maybe"]"#),
+            ("turned.safetensors", r#"["yes","maybe","no"]"#),
+            ("short.safetensors", r#"["yes","no"]"#),
+            ("odd.safetensors", "yes, no"),
+        ] {
+            let metadata = Metadata::from([("engine.labels.vqa".to_string(), labels.to_string())]);
+            folder.write_with(name, &[("head", Dtype::F32, &[3], &[1.0, 2.0, 3.0])], &metadata);
+        }
+        folder.write("bare.safetensors", &[("head", &[3], &[1.0, 2.0, 3.0])]);
+        let turned =
+            ["turned.safetensors: label 2 of its vqa head is 'maybe', but 'no' in a.safetensors: rows of different"];
+        folder.fail(&["soup", "a.safetensors", "again.ckpt", "turned.safetensors"], &turned);
+        folder.fail(&["slerp", "a.safetensors", "turned.safetensors", "--t", "0.5"], &turned);
+        // Whichever two of them it is.
+        folder.fail(&["ties", "bare.safetensors", "a.safetensors", "turned.safetensors"], &turned);
+        folder.fail(&["dare", "a.safetensors", "turned.safetensors", "--density", "0.5"], &turned);
+        let short = "short.safetensors: label 3 of its vqa head is missing, but 'maybe' in a.safetensors";
+        folder.fail(&["soup", "a.safetensors", "short.safetensors"], &[short]);
+        folder.fail(
+            &["soup", "a.safetensors", "odd.safetensors"],
+            &["odd.safetensors: engine.labels.vqa is no list of labels"],
+        );
+        folder.run(&["soup", "a.safetensors", "again.ckpt", "bare.safetensors"]);
+    }
+
+    #[test]
     fn experts_against_none() {
         let folder = folder();
         let ms = ModelSpec::preset(Size::Nano, Variant::AllMoe);
@@ -576,6 +606,10 @@ impl Folder {
     }
 
     fn write_as(&self, name: &str, tensors: &[(&str, Dtype, &[usize], &[f64])]) {
+        self.write_with(name, tensors, &Metadata::new());
+    }
+
+    fn write_with(&self, name: &str, tensors: &[(&str, Dtype, &[usize], &[f64])], metadata: &Metadata) {
         let encoded: BTreeMap<&str, Vec<u8>> = tensors
             .iter()
             .map(|&(name, dtype, _, values)| {
@@ -588,7 +622,7 @@ impl Folder {
             .collect();
         let infos =
             tensors.iter().map(|&(name, dtype, shape, _)| TensorInfo { name: name.into(), dtype, shape: shape.into() });
-        let writer = Writer::create(&self.path(name), infos.collect(), &Metadata::new()).unwrap();
+        let writer = Writer::create(&self.path(name), infos.collect(), metadata).unwrap();
         let names: Vec<&str> = writer.tensors().iter().map(|info| info.name.as_str()).collect();
         let filled = writer.fill(
             1,
@@ -599,7 +633,7 @@ impl Folder {
             },
         );
         filled.unwrap();
-        writer.finish(&Metadata::new()).unwrap();
+        writer.finish(metadata).unwrap();
     }
 
     fn read(&self, name: &str) -> Tensors {

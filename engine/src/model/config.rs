@@ -2,6 +2,7 @@
 
 use formats::config::{Detected, ModelConfig, Positions, Variant};
 use formats::layout::Part;
+use formats::show_name;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -137,8 +138,9 @@ impl Architecture {
     ) -> Result<Architecture, ArchitectureError> {
         let c = &detected.config;
         let need = |value: Option<usize>, what| value.ok_or(ArchitectureError::Unknown(what));
-        if !detected.unusual.is_empty() {
-            return Err(ArchitectureError::Unusual(detected.unusual.join("; ")));
+        if !c.unusual.is_empty() {
+            let reasons: Vec<String> = c.unusual.iter().map(|reason| show_name(reason)).collect();
+            return Err(ArchitectureError::Unusual(reasons.join("; ")));
         }
         let has = |part| detected.experts.contains(&part);
         let layers = need(c.layers, "number of layers")?;
@@ -247,6 +249,8 @@ impl Architecture {
             max_text_len_of_initckpt: self.relative_positions.then_some(self.table_text_len),
             token_types: Some(self.token_types),
             tasks: Default::default(),
+            // Models that are aren't run.
+            unusual: Vec::new(),
         }
     }
 }

@@ -45,7 +45,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         FloatDtype::F16 => Dtype::F16,
         FloatDtype::Bf16 => Dtype::Bf16,
     });
-    let config = checkpoint.layout().map(|layout| config_json(&checkpoint, layout, false)).transpose()?;
+    let config = checkpoint.layout().map(|layout| config_json(&checkpoint, layout, false, Vec::new())).transpose()?;
     let parameters = json!({"dtype": dtype.map(Dtype::name)});
     let run = Run {
         jobs: jobs::copy_all(&checkpoint, dtype),

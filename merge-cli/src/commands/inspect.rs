@@ -464,8 +464,8 @@ impl View<'_> {
     fn oddities(&self, out: &mut String) {
         let conflicts = self.detected.conflicts.iter();
         let mut lines: Vec<String> = conflicts
-            .map(|conflict| format!("conflict (other commands refuse this file): {}", show_name(conflict)))
-            .chain(self.detected.unusual.iter().chain(&self.warnings).map(|warning| show_name(warning)))
+            .map(|conflict| format!("conflict (commands that build on it refuse the file): {}", show_name(conflict)))
+            .chain(self.detected.config.unusual.iter().chain(&self.warnings).map(|warning| show_name(warning)))
             .collect();
         for (name, reason) in self.checkpoint.skipped() {
             lines.push(format!("'{}' is not read: {reason}", show_name(name)));

@@ -164,8 +164,14 @@ impl Merging<'_> {
             }
             None => whole_checkpoints(&checkpoints, &given, self.layout, &mut recipe, context)?,
         };
-        for other in &checkpoints[1..] {
-            other.layout().map(|layout| other.settled_config(layout)).transpose()?;
+        let mut unusual = Vec::new();
+        for (role, other) in given.iter().zip(&checkpoints).skip(1) {
+            let Some(layout) = other.layout() else { continue };
+            let config = other.settled_config(layout)?.config;
+            // What a result is like is what its models are like, not their base.
+            if *role != "base" {
+                unusual.extend(config.unusual);
+            }
         }
         let method =
             Ruled::new(&recipe.method, &recipe.parameters, &recipe.rules, &jobs).map_err(|reason| anyhow!(reason))?;
@@ -176,7 +182,7 @@ impl Merging<'_> {
         recipe.parameters.extend(emit.parameters());
         let is_merged = selection.is_some() && emit == Emit::Merged;
         let run = Run {
-            config: layout.as_ref().map(|layout| config_json(first, layout, is_merged)).transpose()?,
+            config: layout.as_ref().map(|layout| config_json(first, layout, is_merged, unusual)).transpose()?,
             metadata: kept_metadata(first),
             checkpoints: given.iter().copied().zip(&checkpoints).collect(),
             jobs: match &layout {
@@ -245,6 +251,7 @@ fn whole_checkpoints(
     let roles: Vec<Role> =
         (0..given.len()).map(|n| if n < bases { Role::Base } else { Role::Model(n - bases) }).collect();
     let inputs: Vec<&Checkpoint> = checkpoints.iter().collect();
+    several::check_labels(checkpoints)?;
     checkpoints[1..].iter().try_for_each(|other| several::check_alike(&checkpoints[0], other))?;
     let matched = several::merge_checkpoints(&inputs, &roles, layout.as_ref())?;
     matched.notes.iter().for_each(|note| context.warn(note));

@@ -247,12 +247,19 @@ fn report(
 
 /// The configuration of a result, as JSON for its metadata: the input's own, with what merging changes.
 ///
+/// - unusual: reasons why other models that go in aren't usual ones
+///
 /// # Errors
 /// The input's record of its model contradicts what else it shows.
-pub fn config_json(checkpoint: &Checkpoint, layout: &Layout, merged: bool) -> Result<String> {
+pub fn config_json(checkpoint: &Checkpoint, layout: &Layout, merged: bool, unusual: Vec<String>) -> Result<String> {
     let mut config = checkpoint.settled_config(layout)?.config;
     if merged {
         config.variant = Some(config::Variant::Ufo);
+    }
+    for reason in unusual {
+        if !config.unusual.contains(&reason) {
+            config.unusual.push(reason);
+        }
     }
     Ok(serde_json::to_string(&config)?)
 }

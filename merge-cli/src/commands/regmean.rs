@@ -9,7 +9,7 @@ use formats::{Checkpoint, show_name, show_path};
 use merge_cli::methods::{self, LayerReport, Method, OnSingular, RegMean, RegMeanOptions, leave_out_absent};
 use merge_cli::ruled::{check_rules, parameters_of};
 use merge_cli::{Emit, Merge, Recipe, Run, Selection, Task, jobs};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::merge::{InputFile, Merging, check_roles};
 use super::{Context, Note, config_json, kept_metadata, one_standard_input, recorded_layout, write_noting};
@@ -79,15 +79,20 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Report> {
     let grams = formats::open(&args.grams)?;
     let record = record(&grams)?;
-    let (selection, partial) = selection(args, record.as_ref(), context)?;
+    selection(args.experts, args.task, record.as_ref(), &args.grams)?;
     let checkpoint = checkpoint(args, record.as_ref())?;
     let path = args.ms.as_deref().unwrap_or(checkpoint.path());
     let recorded_root = record.filter(|_| args.ms.is_none()).and_then(|record| record.root);
     let options =
         RegMeanOptions { non_diag_scale: args.non_diag_scale, ridge: args.ridge, on_singular: args.on_singular };
     let mut parameters = options.parameters();
-    parameters.extend(selection.parameters());
-    parameters.extend(partial.map(|task| ("task".into(), json!(task))));
+    // Carried out as the recipe of the same words is.
+    let experts = match args.experts {
+        ExpertsChoice::All => "all",
+        ExpertsChoice::Used => "used",
+    };
+    parameters.insert("experts".into(), json!(experts));
+    parameters.extend(args.task.map(|task| ("task".into(), json!(task))));
     parameters.extend(args.emit.emit.parameters());
     let merging = Merging {
         recipe: Recipe::new("regmean", parameters),
@@ -111,7 +116,10 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     let open = |input: &InputFile| formats::open_root(&input.path, input.root.as_deref());
     let (checkpoint, grams) = (open(&merging.inputs[0])?, open(&merging.inputs[1])?);
     let in_words = |reason: String| anyhow!(reason);
-    let (selection, partial) = experts_of(&recipe).map_err(in_words)?;
+    let (experts, task) = experts_of(&recipe).map_err(in_words)?;
+    let record = record(&grams)?;
+    let (selection, partial) = selection(experts, task, record.as_ref(), grams.path())?;
+    warn_of_another_task(selection, partial, record.as_ref(), grams.path(), context);
     let emit = Emit::from_parameters(&recipe.parameters).map_err(in_words)?;
     let options: RegMeanOptions = methods::read(&recipe.parameters).map_err(in_words)?;
     let layout = recorded_layout(merging.layout, &checkpoint, &mut recipe, context)?;
@@ -125,7 +133,7 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     // What a rule says was checked when the recipe was read.
     let own = |merge: &Merge| methods::read(&parameters_of(merge, &recipe.parameters, &recipe.rules)).ok();
     let method = RegMean::new(&grams, &layout, &jobs, options, own)?;
-    if !allow_mismatch && let Some(record) = record(&grams)? {
+    if !allow_mismatch && let Some(record) = record {
         same_checkpoint(&record, &grams, &checkpoint, context)?;
     }
     formats::write::check_target(&merging.output.output, merging.output.force, &[&grams])?;
@@ -137,7 +145,7 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
         jobs: emit.apply(jobs, &checkpoint, &layout)?,
         method: Some(&method),
         recipe,
-        config: Some(config_json(&checkpoint, &layout, emit == Emit::Merged)?),
+        config: Some(config_json(&checkpoint, &layout, emit == Emit::Merged, Vec::new())?),
         metadata: kept_metadata(&checkpoint),
         threads: context.threads,
         checkpoints: vec![("checkpoint", &checkpoint)],
@@ -156,56 +164,68 @@ pub fn execute(merging: Merging, allow_mismatch: bool, context: &Context) -> Res
     write_noting(run, root, notes, merging.output, merging.json, context)
 }
 
-/// The experts that a recipe merges and, where these are all there are, the task that its grams were recorded for, if
-/// it names one: then a weight is solved from the grams there are.
-fn experts_of(recipe: &Recipe) -> Result<(Selection, Option<Task>), String> {
-    let mut parameters = recipe.parameters.clone();
-    if parameters.get("experts").is_some_and(|experts| experts != "all") || !parameters.contains_key("task") {
-        return Selection::from_parameters(&parameters).map(|selection| (selection, None));
-    }
-    parameters.insert("experts".into(), json!("used"));
-    match Selection::from_parameters(&parameters)? {
-        Selection::Used(task) => Ok((Selection::All, Some(task))),
-        Selection::All => Ok((Selection::All, None)),
-    }
+/// The experts and the task that a recipe asks for; what it leaves out is what the command line's default is.
+fn experts_of(recipe: &Recipe) -> Result<(ExpertsChoice, Option<Task>), String> {
+    let experts = match recipe.parameters.get("experts") {
+        None | Some(Value::Null) => ExpertsChoice::Used,
+        Some(experts) if experts == "used" => ExpertsChoice::Used,
+        Some(experts) if experts == "all" => ExpertsChoice::All,
+        Some(other) => return Err(format!("no experts {other}: it is all or used")),
+    };
+    Ok((experts, Task::from_parameters(&recipe.parameters)?))
 }
 
 fn record(grams: &Checkpoint) -> formats::Result<Option<GramRecord>> {
     GramRecord::from_metadata(grams.metadata()).map_err(|reason| formats::Error::file(grams.path(), show_name(&reason)))
 }
 
-/// The experts to merge and, with `--experts all`, the task that was given.
-fn selection(args: &Args, record: Option<&GramRecord>, context: &Context) -> Result<(Selection, Option<Task>)> {
+/// The experts to merge and, where these are all there are, the task that was given for them: then a weight is solved
+/// from the grams there are.
+fn selection(
+    experts: ExpertsChoice,
+    task: Option<Task>,
+    record: Option<&GramRecord>,
+    grams: &Path,
+) -> Result<(Selection, Option<Task>)> {
     let recorded = record.and_then(|record| record.task.as_deref());
-    let task = match (args.experts, args.task) {
-        (ExpertsChoice::All, None) => return Ok((Selection::All, None)),
-        (_, Some(task)) => task,
+    match (experts, task) {
+        (ExpertsChoice::All, task) => Ok((Selection::All, task)),
+        (ExpertsChoice::Used, Some(task)) => Ok((Selection::Used(task), None)),
         (ExpertsChoice::Used, None) => match recorded {
             None => bail!(
                 "{}: it doesn't say for which task it was recorded: give --task T, or --experts all",
-                show_path(&args.grams)
+                show_path(grams)
             ),
             Some(recorded) => match Task::from_str(recorded, false) {
-                Ok(task) => task,
+                Ok(task) => Ok((Selection::Used(task), None)),
                 Err(_) => bail!(
                     "{}: it was recorded for '{}', which doesn't tell the experts to merge: give --task T, or \
                      --experts all",
-                    show_path(&args.grams),
+                    show_path(grams),
                     show_name(recorded)
                 ),
             },
         },
+    }
+}
+
+fn warn_of_another_task(
+    selection: Selection,
+    partial: Option<Task>,
+    record: Option<&GramRecord>,
+    grams: &Path,
+    context: &Context,
+) {
+    let task = match selection {
+        Selection::Used(task) => Some(task),
+        Selection::All => partial,
     };
-    if let Some(recorded) = recorded
+    let recorded = record.and_then(|record| record.task.as_deref());
+    if let (Some(task), Some(recorded)) = (task, recorded)
         && Task::from_str(recorded, false) != Ok(task)
     {
-        let grams = show_path(&args.grams);
-        context.warn(format!("{grams}: these grams were recorded for '{}'", show_name(recorded)));
+        context.warn(format!("{}: these grams were recorded for '{}'", show_path(grams), show_name(recorded)));
     }
-    Ok(match args.experts {
-        ExpertsChoice::All => (Selection::All, Some(task)),
-        ExpertsChoice::Used => (Selection::Used(task), None),
-    })
 }
 
 /// The checkpoint that was given, or the one the grams were recorded from.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use blackbox::{Folder, Tensor, Tensors, write, write_recorded};
 use fixtures::compare::difference;
 use fixtures::layouts::vlmo;
+use fixtures::{LightningOptions, Optimizer, write_lightning};
 use serde_json::{Value, json};
 
 use crate::{engine, failed, models};
@@ -134,6 +135,25 @@ fn a_merged_model_is_the_model_merged() {
     }
 }
 
+/// Bit for bit, as `init` copies the merged weights.
+#[test]
+fn a_merged_vlmo_with_new_experts_computes_what_it_did() {
+    let folder = folder();
+    folder.vlmerge("interpolate base.pt --ratio 0.4 -o merged.safetensors").done();
+    let heads = "--heads heads.safetensors --batch batch.safetensors";
+    let wanted = probe(&folder, "merged.safetensors", heads);
+    assert!(wanted.contains_key("vl.cls_feats") && wanted.contains_key("logits.vqa"), "{:?}", wanted.keys());
+    for arch in ["ffn_moe", "all_moe"] {
+        folder.vlmerge(&format!("init merged.safetensors --arch {arch} -o ms.safetensors --force")).done();
+        assert_eq!(recorded(&folder, "ms.safetensors")["variant"], arch);
+        let found = probe(&folder, "ms.safetensors", heads);
+        assert_eq!(found.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{arch}");
+        for (name, wanted) in &wanted {
+            assert_eq!(found[name].values(), wanted.values(), "{arch}: {name}");
+        }
+    }
+}
+
 /// Without the heads of pre-training nothing in a merged file's names is VLMo's own.
 #[test]
 fn a_merged_vlmo_with_nothing_but_a_vqa_head_stays_a_vlmo() {
@@ -205,6 +225,36 @@ fn a_trained_vlmo_evaluates_to_what_its_run_reported() {
     assert_eq!(recorded(&folder, "run/last.safetensors")["attends"], "to-all");
 }
 
+/// What a refusal rests on is in hyper-parameters, which files that are made of this one don't have.
+#[test]
+fn a_model_that_is_not_run_is_not_run_after_conversion() {
+    let folder = Folder::with_golden(&["batch.safetensors"]);
+    models::write(&folder, "usual.ckpt", &models::spec());
+    let options = LightningOptions {
+        optimizer: Optimizer::None,
+        config: vec![("max_vl_text_len", 8.into())],
+        ..LightningOptions::default()
+    };
+    write_lightning(&folder.path("ms.ckpt"), &models::spec(), &options).expect("written");
+    let wanted = "models like this aren't run: hyper_parameters.config.max_vl_text_len is 8 and \
+                  hyper_parameters.config.max_text_len is 12: ";
+    let refusal = |file: &str| failed(&folder, &format!("probe {file} --batch batch.safetensors -o out.safetensors"));
+    assert!(refusal("ms.ckpt").starts_with(&format!("ms.ckpt: {wanted}")), "{}", refusal("ms.ckpt"));
+    for (file, line) in [
+        ("converted.safetensors", "convert ms.ckpt"),
+        ("again.ckpt", "convert converted.safetensors"),
+        ("resized.safetensors", "resize again.ckpt --image-size 96"),
+        ("merged.ckpt", "interpolate converted.safetensors --ratio 0.5"),
+        ("experts.safetensors", "init merged.ckpt --arch all_moe"),
+        ("soup.safetensors", "soup usual.ckpt again.ckpt"),
+    ] {
+        folder.vlmerge(&format!("{line} -o {file}")).done();
+        assert!(refusal(file).starts_with(&format!("{file}: {wanted}")), "{}", refusal(file));
+        let text = folder.vlmerge(&format!("inspect {file}")).done();
+        assert!(text.contains("max_vl_text_len is 8"), "{text}");
+    }
+}
+
 #[test]
 fn a_record_that_contradicts_the_weights_stops_all_but_inspect() {
     let folder = folder();
@@ -233,6 +283,9 @@ fn a_record_that_contradicts_the_weights_stops_all_but_inspect() {
             "soup base.safetensors odd.safetensors -o out.safetensors",
             "convert odd.safetensors -o out.safetensors",
             "resize odd.safetensors --image-size 96 -o out.safetensors",
+            "init odd.safetensors --arch all_moe -o out.safetensors",
+            "distance odd.safetensors",
+            "distance base.safetensors --base odd.safetensors",
         ] {
             let said = folder.refuses(line);
             let start = format!("odd.safetensors: {wanted}");
@@ -250,6 +303,15 @@ fn a_record_that_contradicts_the_weights_stops_all_but_inspect() {
         let conflict = shown["conflicts"][0].as_str().expect("a conflict").to_owned();
         assert!(conflict.starts_with(wanted), "{conflict}");
         let text = folder.vlmerge("inspect odd.safetensors").done();
-        assert!(text.contains("conflict (other commands refuse this file)"), "{text}");
+        assert!(text.contains("conflict (commands that build on it refuse the file)"), "{text}");
     }
+    // A model without experts, which `init` would give some.
+    folder.vlmerge("interpolate base.safetensors --ratio 0.5 -o merged.safetensors").done();
+    write_recorded(
+        &folder.path("odd.safetensors"),
+        &folder.tensors("merged.safetensors"),
+        &json!({"layer_scale": false}),
+    );
+    let said = folder.refuses("init odd.safetensors --arch ffn_moe -o out.safetensors");
+    assert!(said.starts_with("odd.safetensors: layer_scale: true because "), "{said}");
 }

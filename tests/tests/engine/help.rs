@@ -221,6 +221,6 @@ fn a_path_with_a_blank_is_quoted_in_commands_to_paste() {
     assert!(again.contains("--resume 'my run' continues it"), "{again}");
     let words = ["grams", "ms.ckpt", "--task", "irtr", "--samples", "1", "--device", "cpu", "-o", "my g.safetensors"];
     let (said, _) = folder.engine(&words).noted();
-    assert!(said.starts_with("32 gram matrices of 1 example (toy train, irtr) written to my g.safetensors"), "{said}");
+    assert!(said.starts_with("32 gram matrices of 1 example (toy val, irtr) written to my g.safetensors"), "{said}");
     assert!(said.contains("vlmerge regmean --grams 'my g.safetensors' -o merged.safetensors\n"), "{said}");
 }

@@ -73,6 +73,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         check_file_target(path, args.force, &checkpoints)?;
     }
     let layout = layout_for(&args.layout, &checkpoint, context)?;
+    checkpoint.settled_config(&layout)?;
+    if let Some((base, layout)) = base.as_ref().and_then(|base| Some((base, base.layout()?))) {
+        base.settled_config(layout)?;
+    }
     let mut jobs = jobs::merge_experts(&checkpoint, &layout, Selection::All)?;
     if let Some(base) = &base {
         jobs::add_base(&mut jobs, &layout, base, 1)?;
