@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
@@ -113,6 +113,9 @@ pub type Undo = Box<dyn FnOnce() -> io::Result<()> + Send>;
 /// What is to be undone where a signal ends the program, the last of it first.
 static UNDOS: Mutex<BTreeMap<u64, Undo>> = Mutex::new(BTreeMap::new());
 
+/// How many were ever begun: a number is never given twice.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
+
 fn undos() -> MutexGuard<'static, BTreeMap<u64, Undo>> {
     UNDOS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -129,7 +132,7 @@ pub struct Undoable(u64);
 pub fn undoable<T>(begin: impl FnOnce() -> Result<(T, Undo)>) -> Result<(T, Undoable)> {
     let mut undos = undos();
     let (made, undo) = begin()?;
-    let number = undos.last_key_value().map_or(0, |(last, _)| last + 1);
+    let number = BEGUN.fetch_add(1, Ordering::SeqCst);
     undos.insert(number, undo);
     Ok((made, Undoable(number)))
 }
