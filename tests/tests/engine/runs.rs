@@ -103,8 +103,8 @@ fn a_folder_with_a_training_split_alone_can_be_trained_on() {
     assert_eq!((&report["best"], &report["validation_data"]), (&Value::Null, &"".into()));
     assert!(folder.path("run/last.safetensors").exists() && !folder.path("run/best.safetensors").exists());
     engine(&folder, "report run -o report.html").done();
-    let (said, _) = engine(&folder, "finetune --resume run").noted();
-    assert!(said.starts_with("1 update done\nlast weights: run/last.safetensors\n"), "{said}");
+    let ran = engine(&folder, "finetune --resume run");
+    assert!(ran.stdout.starts_with("1 update done\nlast weights: run/last.safetensors\n"), "{ran:#?}");
     // Its last weights are what its folder stands for.
     let ran = engine(&folder, "eval run --data data --split train --device cpu");
     assert!(ran.stderr.contains("run/last.safetensors: the last weights of this run are taken"), "{ran:#?}");
