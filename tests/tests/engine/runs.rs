@@ -178,8 +178,8 @@ fn a_finished_run_goes_on_when_it_is_made_longer() {
         ran.stderr.contains("the run now has 3 updates in all, not 1: the schedule is one over 3 updates"),
         "{ran:#?}"
     );
-    let said = engine(&folder, "finetune --resume run --epochs 2 --quiet").done();
-    assert!(said.starts_with("4 updates done"), "{said}");
+    let ran = engine(&folder, "finetune --resume run --epochs 2");
+    assert!(ran.stdout.starts_with("4 updates done"), "{ran:#?}");
     let shorter = rejected(&folder, "finetune --resume run --steps 2");
     assert!(shorter.contains("run: it shall have 2 updates in all, and 4 are done already"), "{shorter}");
     assert!(rejected(&folder, "finetune --resume run --lr 1").contains("cannot be used with"));
