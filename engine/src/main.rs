@@ -48,7 +48,8 @@ fn main() -> ExitCode {
         }
         Err(e) => {
             say(format_args!("{e:#}"));
-            ExitCode::FAILURE
+            let ended = e.downcast_ref::<engine::train::interrupt::Ended>();
+            ended.map_or(ExitCode::FAILURE, |ended| ExitCode::from(formats::signals::exit_status(ended.signal)))
         }
     }
 }

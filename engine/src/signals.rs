@@ -1,4 +1,4 @@
-//! What signals do: a training run saves a checkpoint and ends, any other command cleans up and ends at once.
+//! What signals do: a training loop saves a checkpoint and ends, anything else cleans up and ends at once.
 
 use engine::train::interrupt;
 
@@ -8,7 +8,9 @@ use crate::say;
 pub fn prepare(quiet: bool) {
     let heeded = move |signal| {
         let heeded = interrupt::heard(signal);
-        if heeded && !quiet {
+        if !heeded {
+            interrupt::undo_all();
+        } else if !quiet {
             say(format_args!(
                 "stopping: the run saves a checkpoint after this update; a second signal ends it at once"
             ));

@@ -36,9 +36,10 @@ Examples:
       -o runs/captions
   engine finetune --resume runs/vqa
   engine finetune --resume runs/vqa --epochs 20
+  engine finetune --resume runs/vqa --max-broken 0.05
 
 Later values replace earlier ones: preset, --config, options, --set; `engine presets NAME` shows all keys. Without \
---data it trains on the built-in toy data set. Ctrl-C writes a checkpoint and ends the run.
+--data it trains on the built-in toy data set. Ctrl-C during training writes a checkpoint and ends the run.
 
 The task is that of the data where they are for one task alone. A checkpoint's head for it is kept where it has all \
 labels of the data; otherwise a new head takes its place, and a note says so (--head decides).
@@ -51,7 +52,7 @@ pub struct Args {
     #[arg(conflicts_with = "resume")]
     pub checkpoint: Option<PathBuf>,
     /// Continue the run in this folder from its last checkpoint. With --epochs or --steps, this becomes its whole length,
-    /// and its schedule follows.
+    /// and its schedule follows; --max-broken and --no-validation hold from then on.
     #[arg(long, value_name = "RUN_DIR", conflicts_with_all = NEW)]
     pub resume: Option<PathBuf>,
     /// A preset configuration; `engine presets` lists them.
@@ -70,6 +71,9 @@ pub struct Args {
     /// Train without a validation split. The run then has no best weights, only its last.
     #[arg(long)]
     pub no_validation: bool,
+    /// The share of a split's rows that may be broken, 0 to 1 [default: 0.01]; they are skipped and named.
+    #[arg(long, value_name = "SHARE", value_parser = super::share)]
+    pub max_broken: Option<f64>,
     /// Whose splits to use: paper trains on Flickr30k's train and val and validates on its test, as the Python code does
     /// [default: train and val of every data set].
     #[arg(long, value_name = "NAME")]
@@ -110,7 +114,9 @@ pub struct Args {
     pub head: Option<Head>,
     /// Merge the checkpoint's experts first, as vlmerge does: interpolate:RATIO, arithmetic:LAMBDA:SEED or
     /// regmean:GRAMS; a whole command of vlmerge in quotes, without the checkpoint (or with {} in its place) and without
-    /// -o; or a recipe file that ends in .toml, in which the checkpoint stands for the input with that role.
+    /// -o; or a recipe file that ends in .toml, in which the checkpoint stands for the input with that role. Without {} the
+    /// checkpoint is the first file of the command, and for ties and dare the first after the base. SEED and the files of
+    /// a command may be folders of runs.
     #[arg(long, value_name = "HOW")]
     pub merge: Option<String>,
     /// Any value of the configuration, e.g. --set clip=1.0 --set model.layers=6.
@@ -126,14 +132,13 @@ pub struct Args {
     pub json: JsonArg,
 }
 
-/// What makes a new run: all but where to run it and how long.
+/// What makes a new run: all but where to run it, how long, and what to do without.
 const NEW: &[&str] = &[
     "preset",
     "config",
     "task",
     "data",
     "protocol",
-    "no_validation",
     "image_size",
     "batch_size",
     "accumulate",
@@ -154,7 +159,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Report> {
         Some(folder) => {
             let steps = args.steps.map(|steps| Length::Steps(steps.into()));
             let length = args.epochs.map(|epochs| Length::Epochs(epochs.into())).or(steps);
-            resume(folder, &Changes { device: args.device, length }, &sitting, &mut open::trainer)
+            let (max_broken, no_validation) = (args.max_broken, args.no_validation);
+            let changes = Changes { device: args.device, length, max_broken, no_validation };
+            resume(folder, &changes, &sitting, &mut open::trainer)
         }
         None => configuration(args).map_err(anyhow::Error::from).and_then(|config| match &args.output {
             Some(folder) => start(config, folder, args.force, &sitting, &mut open::trainer),
@@ -204,6 +211,7 @@ fn configuration(args: &Args) -> Result<Config, Error> {
         ("data", args.data.as_deref().map(|at| path("data", at)).transpose()?),
         ("task", args.task.map(|task| task.name().into())),
         ("validate", args.no_validation.then_some(false.into())),
+        ("max_broken", args.max_broken.map(Value::from)),
         ("root", args.root.as_deref().map(Value::from)),
         ("head", args.head.map(|head| head.name().into())),
         ("merge", args.merge.as_deref().map(Value::from)),

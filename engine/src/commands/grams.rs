@@ -34,9 +34,9 @@ Examples:
   engine grams ms.safetensors --task vqa -o grams.safetensors  # on toy data
   vlmerge regmean --grams grams.safetensors -o merged.safetensors
 
-Without --split the matrices are of the data that the Python code validates on: COCO's val, Flickr30k's test,
-VQAv2's rest_val, NLVR2's dev and test1; of other data sets val, or train where there is no val. Images are only
-resized; with --samples, --seed draws the examples. Every token counts, padding too, as in the Python code. A
+Without --split the matrices are of the data that the Python code validates on: COCO's val, Flickr30k's test, \
+VQAv2's rest_val, NLVR2's dev and test1; of other data sets val, or train where there is no val. Images are only \
+resized; with --samples, --seed draws the examples. Every token counts, padding too, as in the Python code. A \
 modality-agnostic checkpoint gives one matrix for each linear layer, named without a modality.")]
 pub struct Args {
     /// The checkpoint, or the folder of a run.

@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(
             error,
             "a.arrow row 3: no image; 3 of 200 rows are broken, more than 1 %: repair them, or allow more with \
-             --max-broken (in finetune --set max_broken=SHARE)"
+             --max-broken SHARE"
         );
     }
 

@@ -33,8 +33,7 @@ pub enum Error {
     SeveralTasks { path: PathBuf, tasks: Vec<Task> },
     /// Too much of the data is unusable.
     #[error(
-        "{first}; {broken} of {rows} rows are broken, more than {} %: repair them, or allow more with --max-broken (in \
-         finetune --set max_broken=SHARE)",
+        "{first}; {broken} of {rows} rows are broken, more than {} %: repair them, or allow more with --max-broken SHARE",
         percent(*allowed)
     )]
     TooManyBroken {

@@ -387,6 +387,14 @@ impl Config {
         ] {
             value.map_or(Ok(()), |value| at_least_one(key, value))?;
         }
+        for (key, given) in [("val_split", self.val_split.is_some()), ("val_limit", self.val_limit.is_some())] {
+            if given && !self.validate {
+                return Err(format!(
+                    "{key} is for the validation split, and a run with validate = false (--no-validation) has none: \
+                     leave one of the two out"
+                ));
+            }
+        }
         match (self.epochs, self.steps) {
             (Some(_), Some(_)) => return Err("epochs and steps are both given: keep one".into()),
             (None, None) => return Err("neither epochs nor steps says how long to train".into()),
@@ -597,6 +605,13 @@ mod tests {
         assert_eq!(refused(|c| c.warmup = Warmup::Fraction(1.5)), "warmup is 1.5: it must be from 0 to 1");
         assert_eq!(refused(|c| c.end_lr = 1.0), "end_lr 1 is above lr 0.00005");
         assert_eq!(refused(|c| c.log_every = 0), "log_every is 0: it must be at least 1");
+        let unused = refused(|c| (c.validate, c.val_limit) = (false, Some(3)));
+        assert!(
+            unused.starts_with("val_limit is for the validation split, and a run with validate = false"),
+            "{unused}"
+        );
+        let unused = refused(|c| (c.validate, c.val_split) = (false, Some("dev".into())));
+        assert!(unused.starts_with("val_split is for the validation split"), "{unused}");
         assert_eq!(refused(|c| c.max_broken = 1.5), "max_broken is 1.5: it must be from 0 to 1");
         let shape = |change: fn(&mut ModelShape)| {
             refused(|config| {

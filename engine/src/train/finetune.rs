@@ -12,6 +12,7 @@ use formats::{CONFIG_KEY, show_name, show_path};
 
 use super::config::{Augment, Config, Head, ModelShape, Protocol, patches};
 use super::fit::{self, Fit, Outcome, Scores, steps_of};
+use super::interrupt::{self, Undo, Undoable};
 use super::merge_in::Merge;
 use super::recorder::Recorder;
 use super::resolve::Error;
@@ -163,7 +164,19 @@ fn begin(
         Place::New { within } => (make_free(within)?, false, false),
     };
     let _lock = RunDir::check(&folder, force)?.lock()?;
-    let run = RunDir::create(&folder, force)?;
+    let (run, unbegun) = interrupt::undoable(|| {
+        let run = RunDir::create(&folder, force)?;
+        let (unbegun, folder) = (run.clone(), folder.clone());
+        let undo: Undo = Box::new(move || {
+            // Nothing was trained: the folder is left as it was.
+            let left = unbegun.give_up();
+            if !was_there {
+                let _ = std::fs::remove_file(unbegun.path(LOCK)).and_then(|()| std::fs::remove_dir(&folder));
+            }
+            left
+        });
+        Ok((run, undo))
+    })?;
     notes.extend(asked.notes);
     let mut prepare = || -> Result<(Setup, BTreeMap<String, String>)> {
         run.save_config(&config)?;
@@ -191,28 +204,30 @@ fn begin(
         Ok((setup, metadata))
     };
     let prepared = prepare().and_then(|(setup, metadata)| Ok((open(&setup)?, setup, metadata)));
-    let (ready, setup, metadata) = prepared.map_err(|e| {
-        // Nothing was trained: the folder is left as it was.
-        let left = run.give_up();
-        if !was_there {
-            let _ = std::fs::remove_file(run.path(LOCK)).and_then(|()| std::fs::remove_dir(&folder));
+    let (ready, setup, metadata) = match prepared {
+        Ok(prepared) => prepared,
+        Err(e) => {
+            return Err(match (unbegun.undo(), run.earlier()) {
+                (Err(_), Some(earlier)) => e.context(format!("the earlier run is in {}", show_path(&earlier))),
+                _ => e,
+            });
         }
-        match (left, run.earlier()) {
-            (Err(_), Some(earlier)) => e.context(format!("the earlier run is in {}", show_path(&earlier))),
-            _ => e,
-        }
-    })?;
+    };
     let metadata = history::for_training(metadata);
-    Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None)
+    Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, None, Some(unbegun))
 }
 
 /// What may be another than the run's configuration says when it is resumed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Changes {
     /// For this sitting.
     pub device: Option<Choice>,
     /// From now on: a finished run goes on, the schedule is one of the new length.
     pub length: Option<Length>,
+    /// From now on: the share of a split's rows that may be broken, 0 to 1.
+    pub max_broken: Option<f64>,
+    /// From now on there is no validation.
+    pub no_validation: bool,
 }
 
 /// How long a run is in all.
@@ -239,6 +254,10 @@ pub fn resume(
         Some(Length::Epochs(epochs)) => (config.epochs, config.steps) = (Some(epochs), None),
         Some(Length::Steps(steps)) => (config.epochs, config.steps) = (None, Some(steps)),
         None => {}
+    }
+    config.max_broken = changes.max_broken.unwrap_or(config.max_broken);
+    if changes.no_validation {
+        (config.validate, config.val_split, config.val_limit) = (false, None, None);
     }
     config.check().map_err(Error::Usage)?;
     let lasting = config.clone();
@@ -278,8 +297,13 @@ pub fn resume(
         let done = state.step;
         if steps < done {
             let asked = match changes.length {
-                Some(Length::Epochs(epochs)) => format!("{epochs} epochs are {steps} updates"),
-                _ => format!("it shall have {steps} updates in all"),
+                Some(Length::Epochs(epochs)) => format!(
+                    "{} {} {}",
+                    count(epochs, "epoch", "epochs"),
+                    if epochs == 1 { "is" } else { "are" },
+                    count(steps, "update", "updates")
+                ),
+                _ => format!("it shall have {} in all", count(steps, "update", "updates")),
             };
             return Err(Error::Usage(format!("{}: {asked}, and {done} are done already", show_path(folder))).into());
         }
@@ -295,22 +319,23 @@ pub fn resume(
     let ready = open(&setup)?;
     // A checkpoint of this run names what the run started from already.
     let metadata = if saved.is_some() { metadata } else { history::for_training(metadata) };
-    if changes.length.is_some() {
+    if (Changes { device: None, ..*changes }) != Changes::default() {
         run.save_config(&lasting)?;
     }
-    Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, saved)
+    Run { run, setup, data, steps, metadata, sitting, notes }.train(ready, saved, None)
 }
 
 /// What a resumed run of another length does from now on.
 fn new_length(config: &Config, state: &State, steps: u64) -> String {
     let (had, step) = (state.steps, state.step);
+    let updates = count(steps, "update", "updates");
     let rate = |steps| match Schedule::new(config, steps).at(step) {
         0.0 => "0".to_owned(),
         rate => format!("{rate:.2e}"),
     };
     format!(
-        "the run now has {steps} updates in all, not {had}: the schedule is one over {steps} updates, so that the learning \
-         rate goes on at {} instead of {}",
+        "the run now has {updates} in all, not {had}: the schedule is one over {updates}, so that the learning rate goes \
+         on at {} instead of {}",
         rate(steps),
         rate(had)
     )
@@ -337,7 +362,9 @@ fn complete(mut config: Config) -> Result<(Config, Task, Vec<String>)> {
     };
     config.task = Some(task);
     if let Some(merge) = &mut config.merge {
-        let parsed = parse_merge(merge)?.absolute();
+        let (parsed, taken) = parse_merge(merge)?.with_files_of_runs()?;
+        notes.extend(taken);
+        let parsed = parsed.absolute();
         if config.checkpoint.is_none() {
             config.checkpoint = parsed.own_checkpoint()?;
         }
@@ -493,7 +520,7 @@ struct Data {
 /// The splits of the configuration's `protocol = "paper"`.
 fn papers_splits(config: &Config, path: &Path, task: Task) -> Result<Published, Error> {
     let usage = |reason: String| Err(Error::Usage(reason));
-    if config.train_split.is_some() || config.val_split.as_deref().is_some_and(|split| split != "none") {
+    if config.train_split.is_some() || config.val_split.is_some() {
         return usage(
             "protocol \"paper\" says which splits to use: leave out train_split and val_split, or protocol".into(),
         );
@@ -554,7 +581,16 @@ impl Data {
         if let Some(val) = &val
             && let Some(file) = train.sources().iter().find(|file| val.sources().contains(file))
         {
-            if config.train_split.is_none() || config.val_split.is_none() {
+            if config.train_split.is_some() != config.val_split.is_some() {
+                bail!(
+                    "{}: the training data ({}) and the validation data ({}) would share this file: take another split \
+                     for validation (--set val_split=NAME), or train without validation (--no-validation)",
+                    show_path(file),
+                    train.name(),
+                    val.name()
+                );
+            }
+            if config.train_split.is_none() {
                 bail!(
                     "{}: this would be both the training and the validation data: put each in a file of its own, named \
                      after its split as in pets_train and pets_val, and give the folder, or train without validation \
@@ -621,9 +657,12 @@ fn starting_head(
     train: &Records,
 ) -> Result<StartingHead> {
     let data_labels = train.labels().to_vec();
-    if task == Task::Irtr && config.head == Some(Head::New) {
-        let reason = "--head new is for vqa, nlvr2 and img_cls: retrieval has no labels, its projections are kept";
-        return Err(Error::Usage(reason.into()).into());
+    if let (Task::Irtr, Some(head)) = (task, config.head) {
+        return Err(Error::Usage(format!(
+            "--head {} is for vqa, nlvr2 and img_cls: retrieval has no labels, and its projections are always kept",
+            head.name()
+        ))
+        .into());
     }
     let (Some(checkpoint), Some(name)) = (checkpoint, head_name(task)) else {
         return Ok(StartingHead { labels: data_labels, ..StartingHead::default() });
@@ -633,7 +672,9 @@ fn starting_head(
         if config.head == Some(Head::Keep) {
             bail!("{shown}: it has no {task} head to keep: leave --head out, or give --head new");
         }
-        return Ok(StartingHead { labels: data_labels, ..StartingHead::default() });
+        let note = format!("{shown}: it has no {task} head, of which --head match could keep rows: a new one is made");
+        let notes = if config.head == Some(Head::Match) { vec![note] } else { Vec::new() };
+        return Ok(StartingHead { labels: data_labels, notes, ..StartingHead::default() });
     };
     // NLVR2's two labels, false and true, are the same everywhere.
     let wanted = if task == Task::Nlvr2 { 2 } else { data_labels.len() };
@@ -662,7 +703,21 @@ fn starting_head(
         replaced: Some(ReplacedHead { name, rows }),
         notes: vec![format!("{shown}: {note}")],
     };
-    let kept = || StartingHead { labels: named.clone().unwrap_or(data_labels.clone()), ..StartingHead::default() };
+    let kept = || {
+        let unnamed = named.is_none() && task != Task::Nlvr2;
+        let note = || {
+            format!(
+                "{shown}: its {task} head has {had} labels without names: they are taken to be the labels of the data \
+                 ({}), in the same order (--head new starts with a new head)",
+                train.name()
+            )
+        };
+        StartingHead {
+            labels: named.clone().unwrap_or(data_labels.clone()),
+            replaced: None,
+            notes: unnamed.then(note).into_iter().collect(),
+        }
+    };
     match config.head {
         Some(Head::Keep) | None if fits => Ok(kept()),
         Some(Head::Keep) => bail!(
@@ -746,7 +801,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn train(self, ready: Ready, saved: Option<Saved>) -> Result<Finished> {
+    /// `unbegun`: how to leave the folder as it was, until training begins.
+    fn train(self, ready: Ready, saved: Option<Saved>, unbegun: Option<Undoable>) -> Result<Finished> {
         let Ready { mut trainer, device, notes } = ready;
         let config = &self.setup.config;
         let resumed = saved.is_some();
@@ -786,12 +842,8 @@ impl Run<'_> {
         let result = self.facts(trainer.as_ref(), &device);
         let mut recorder = Recorder::new(&self.run, &state, resumed, result, self.sitting.quiet)?;
         recorder.tell_broken_rows(std::iter::once(&self.data.train).chain(&self.data.val).cloned().collect());
-        for note in self
-            .introduction(trainer.as_ref(), &device, &state)
-            .into_iter()
-            .chain(self.notes.clone())
-            .chain(self.data.notes.clone())
-            .chain(notes)
+        for note in
+            self.introduction(trainer.as_ref(), &device, &state).into_iter().chain(self.notes.clone()).chain(notes)
         {
             recorder.say(&note);
         }
@@ -813,7 +865,11 @@ impl Run<'_> {
             stop: self.sitting.stop,
             metadata: self.carried(),
         };
+        // From here on a signal lets the loop save a checkpoint; outside it, there is nothing that would.
+        let heeding = interrupt::heed();
+        drop(unbegun);
         let outcome = fit::fit(trainer.as_mut(), state, fit);
+        drop(heeding);
         for set in std::iter::once(&self.data.train).chain(&self.data.val) {
             let (broken, rows) = (set.broken().count(), set.broken().rows());
             if broken > 0 {
@@ -837,6 +893,7 @@ impl Run<'_> {
         };
         recorder.end(Some(state), status, None)?;
         if let Some(over) = over.filter(|_| status == Status::Finished && config.samples > 0) {
+            formats::signals::pause_at("samples");
             let shown = tasks::samples(trainer.runner().as_ref(), &over, config.samples)?;
             write_samples(&self.run, shown).context("sample predictions")?;
         }

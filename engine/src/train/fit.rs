@@ -13,6 +13,7 @@ use super::config::Config;
 use super::run_dir::{BAD_BATCH, Best, RunDir, State};
 use super::schedule::Schedule;
 use crate::batch::{Images, Matrix, Texts, TrainBatch};
+use crate::report::terminal::count;
 use crate::runner::Runner;
 use crate::trainer::Trainer;
 
@@ -269,7 +270,7 @@ impl Sitting<'_> {
         if !error.chain().any(|cause| cause.is::<crate::data::Error>()) {
             return error;
         }
-        let after = format!("after {} updates", self.state.step);
+        let after = format!("after {}", count(self.state.step, "update", "updates"));
         match self.save(trainer) {
             Ok(()) => error.context(format!("training stopped {after}, and a checkpoint of that is saved")),
             Err(e) => error.context(format!("training stopped {after}, and that could not be saved ({e:#})")),
@@ -300,7 +301,13 @@ impl Sitting<'_> {
         let scores = match evaluate(&runner) {
             Ok(scores) => scores,
             Err(e) if e.chain().any(|cause| cause.is::<Interrupted>()) => return Ok(()),
-            Err(e) => return Err(e.context(format!("evaluation after {} updates", self.state.step))),
+            Err(e) => {
+                let after = format!("evaluation after {}", count(self.state.step, "update", "updates"));
+                return Err(match e.chain().any(|cause| cause.is::<crate::data::Error>()) {
+                    true => e.context(format!("{after} (--no-validation goes on without)")),
+                    false => e.context(after),
+                });
+            }
         };
         drop(runner);
         self.state.evaluation_due = false;
@@ -750,6 +757,9 @@ mod tests {
                     23 rows are broken";
         assert!(error.starts_with(said), "{error}");
         assert_eq!(bench.heard.saved, [5, 7]);
+        let mut early = Bench { batches: Shades { broken: Some(2), ..SHADES }, ..Bench::new() };
+        let error = early.sit(&early.run(), &mut Fake::new(1), State::default()).unwrap_err().to_string();
+        assert!(error.starts_with("training stopped after 1 update, and "), "{error}");
         // Once the data is repaired, the run goes on as if nothing had happened.
         bench.batches = SHADES;
         let (outcome, trainer) = bench.resume(&run);

@@ -6,16 +6,18 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use formats::grams::GramRecord;
 use formats::show_path;
 use toml::de::DeTable;
 
+use super::interrupt::{self, Ended, Undo};
 use super::resolve::Error;
-use super::run_dir::MERGE_RECIPE;
+use super::run_dir::{MERGE_RECIPE, checkpoint_at};
 use crate::tasks::Task;
 
 /// How to merge the experts of a checkpoint.
@@ -27,7 +29,8 @@ pub enum Merge {
     Arithmetic { lambda: String, base: PathBuf },
     /// `regmean:GRAMS`
     RegMean { grams: PathBuf },
-    /// A command of `vlmerge`, its name first. The checkpoint stands for the word `{}`, or else comes after the name.
+    /// A command of `vlmerge`, its name first. The checkpoint stands for the word `{}`, or else is the first file that is
+    /// merged: it comes after the name or, of a method with a base, after that.
     Words(Vec<String>),
     /// A recipe file, as `vlmerge merge --recipe` takes it. The checkpoint stands for its input with that role.
     Recipe(PathBuf),
@@ -37,6 +40,8 @@ pub enum Merge {
 const METHODS: [&str; 7] = ["interpolate", "arithmetic", "regmean", "soup", "slerp", "ties", "dare"];
 /// Of these, those that take one checkpoint and therefore one `--root`.
 const OF_ONE_CHECKPOINT: [&str; 3] = ["interpolate", "arithmetic", "regmean"];
+/// Of these, those whose first file is what the models were trained from.
+const BASE_FIRST: [&str; 2] = ["ties", "dare"];
 /// Stands for the checkpoint among the words.
 const CHECKPOINT: &str = "{}";
 /// Options of these commands that name a file.
@@ -63,6 +68,40 @@ const FORMS: &str = "it is interpolate:RATIO, arithmetic:LAMBDA:SEED, regmean:GR
                      as \"arithmetic --base seed.ckpt --lambda 0.75\", or a recipe file that ends in .toml";
 
 impl Merge {
+    /// The same with the weights of a run where its folder is named. With it, lines that say which were taken.
+    ///
+    /// # Errors
+    /// A folder without such weights.
+    pub fn with_files_of_runs(self) -> Result<(Merge, Vec<String>)> {
+        let mut notes = Vec::new();
+        let mut file_of = |path: &Path| -> Result<PathBuf> {
+            let (file, note) = checkpoint_at(path)?;
+            notes.extend(note.map(|note| format!("--merge: {note}")));
+            Ok(file)
+        };
+        let merge = match self {
+            Merge::Arithmetic { lambda, base } => Merge::Arithmetic { lambda, base: file_of(&base)? },
+            Merge::Words(mut words) => {
+                for (word, start) in files_in(&words) {
+                    let path = Path::new(&words[word][start..]);
+                    let is_checkpoint = is_positional(&words, (word, start))
+                        || words[word].starts_with("--base=")
+                        || words[word - 1] == "--base";
+                    // Words are text; a path that is none can't have been typed.
+                    if is_checkpoint
+                        && path.is_dir()
+                        && let Some(file) = file_of(path)?.to_str()
+                    {
+                        words[word].replace_range(start.., file);
+                    }
+                }
+                Merge::Words(words)
+            }
+            other => other,
+        };
+        Ok((merge, notes))
+    }
+
     /// The same with paths that hold from anywhere, where the files are there.
     #[must_use]
     pub fn absolute(self) -> Merge {
@@ -128,6 +167,13 @@ impl Merge {
                 }
                 if words.iter().filter(|word| *word == CHECKPOINT).count() > 1 {
                     return usage("{} stands for the checkpoint, and it is there more than once");
+                }
+                if BASE_FIRST.contains(&&*words[0])
+                    && !words.iter().any(|word| word == CHECKPOINT)
+                    && after_base(words).is_none()
+                {
+                    let reason = "it needs the checkpoint that the models were trained from, as in";
+                    return usage(&format!("{reason} \"{} base.ckpt\"", words[0]));
                 }
             }
             Merge::Recipe(path) => {
@@ -246,6 +292,16 @@ fn files_in(words: &[String]) -> Vec<(usize, usize)> {
     found
 }
 
+/// Whether what [`files_in`] found is no option's value.
+fn is_positional(words: &[String], (word, start): (usize, usize)) -> bool {
+    start == 0 && !FILE_OPTIONS.contains(&words[word - 1].as_str())
+}
+
+/// Where the word after the first file is, which is the base of the methods that have one.
+fn after_base(words: &[String]) -> Option<usize> {
+    files_in(words).into_iter().find(|&found| is_positional(words, found)).map(|(word, _)| word + 1)
+}
+
 /// The value that an option has among the words.
 fn value_of<'a>(words: &'a [String], option: &str) -> Option<&'a str> {
     let mut pairs = words.iter().zip(words.iter().skip(1).map(Some).chain([None]));
@@ -278,14 +334,14 @@ impl Merge {
                 arguments.extend(task_for_grams(grams, task)?);
             }
             Merge::Words(words) => {
-                if !words.iter().any(|word| word == CHECKPOINT) {
-                    arguments.extend([OsString::from(&words[0]), checkpoint.into()]);
-                }
-                let rest = &words[arguments.len().min(1)..];
-                arguments.extend(rest.iter().map(|word| match word == CHECKPOINT {
+                arguments.extend(words.iter().map(|word| match word == CHECKPOINT {
                     true => checkpoint.into(),
                     false => word.into(),
                 }));
+                if !words.iter().any(|word| word == CHECKPOINT) {
+                    let base = if BASE_FIRST.contains(&&*words[0]) { after_base(words) } else { None };
+                    arguments.insert(base.unwrap_or(1), checkpoint.into());
+                }
                 let says_experts = value_of(words, "--task").is_some() || value_of(words, "--experts") == Some("all");
                 if uses_experts_of_task(words) {
                     arguments.extend(["--task".into(), task.to_string().into()]);
@@ -326,8 +382,7 @@ impl Merge {
     ) -> Result<Vec<String>> {
         let arguments = self.arguments(checkpoint, root, task, output)?;
         let program = vlmerge.map_or_else(beside_us, Path::to_owned);
-        let ran = Command::new(&program).args(&arguments).output();
-        let ran = match ran {
+        let (status, stderr) = match run_program(Command::new(&program).args(&arguments)) {
             Ok(ran) => ran,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!(
                 "--merge runs vlmerge, which is neither beside this program nor on the search path: install it, or merge \
@@ -335,12 +390,15 @@ impl Merge {
             ),
             Err(e) => return Err(e).with_context(|| format!("--merge: cannot run {}", show_path(&program))),
         };
-        let mut said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        if let Some(ended) = Ended::by(status) {
+            return Err(anyhow::Error::new(ended).context("--merge"));
+        }
+        let mut said = String::from_utf8_lossy(&stderr).into_owned();
         if let Merge::Recipe(path) = self {
             // Lines are where they were in the user's own file.
             said = said.replace(&show_path(&output.with_file_name(MERGE_RECIPE)), &show_path(path));
         }
-        if ran.status.code() == Some(2) {
+        if status.code() == Some(2) {
             // What clap says before it shows the usage.
             let lines = said.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
             let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
@@ -348,14 +406,50 @@ impl Merge {
         }
         let lines = said.lines().map(|line| line.trim_start_matches("vlmerge: ").to_owned()).filter(|l| !l.is_empty());
         let lines: Vec<String> = lines.collect();
-        if ran.status.success() {
+        if status.success() {
             return Ok(lines);
         }
         match lines.is_empty() {
-            true => bail!("--merge: vlmerge ended with {}", ran.status),
+            true => bail!("--merge: vlmerge ended with {status}"),
             false => bail!("--merge: {}", lines.join("; ")),
         }
     }
+}
+
+/// Runs a program to its end; a signal that ends this one before that ends it too. Returns its status and what it wrote
+/// to stderr.
+fn run_program(command: &mut Command) -> std::io::Result<(ExitStatus, Vec<u8>)> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let begin = || -> Result<_> {
+        let mut child = command.spawn()?;
+        let stderr = child.stderr.take();
+        let child = Arc::new(Mutex::new(child));
+        let running = child.clone();
+        let undo: Undo = Box::new(move || end(&mut running.lock().unwrap_or_else(PoisonError::into_inner)));
+        Ok(((child, stderr), undo))
+    };
+    let ((child, stderr), _running) =
+        interrupt::undoable(begin).map_err(|e| e.downcast::<std::io::Error>().unwrap_or_else(std::io::Error::other))?;
+    formats::signals::pause_at("merge");
+    let mut said = Vec::new();
+    // Read without holding the program, so that it can be ended meanwhile.
+    let read = stderr.map_or(Ok(0), |mut stderr| stderr.read_to_end(&mut said));
+    let status = child.lock().unwrap_or_else(PoisonError::into_inner).wait()?;
+    read.map(|_| (status, said))
+}
+
+/// Ends a program so that it can tidy up, and waits for that.
+fn end(child: &mut Child) -> std::io::Result<()> {
+    #[cfg(unix)]
+    if child.try_wait()?.is_none()
+        && let Ok(id) = libc::pid_t::try_from(child.id())
+    {
+        // SAFETY: the program is our child and hasn't been waited for, so that the id is its own.
+        unsafe { libc::kill(id, libc::SIGTERM) };
+    }
+    #[cfg(not(unix))]
+    child.kill()?;
+    child.wait().map(drop)
 }
 
 /// Grams that don't say what they were recorded for, as the Python code's, are this task's.
@@ -531,6 +625,32 @@ mod tests {
     }
 
     #[test]
+    fn a_runs_folder_is_merged_by_its_weights() {
+        use super::super::run_dir::{BEST, LAST};
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        for (run, weights) in [("seed", BEST), ("other", LAST)] {
+            std::fs::create_dir(path(run)).unwrap();
+            std::fs::write(folder.path().join(run).join(weights), "").unwrap();
+        }
+        let (best, last) = (path("seed/best.safetensors"), path("other/last.safetensors"));
+        let resolved = |typed: &str| typed.parse::<Merge>().unwrap().with_files_of_runs().unwrap();
+        let (merge, notes) = resolved(&format!("arithmetic:0.75:{}", path("seed")));
+        assert_eq!(merge, Merge::Arithmetic { lambda: "0.75".into(), base: best.clone().into() });
+        assert_eq!(notes, [format!("--merge: {best}: the best weights of this run are taken")]);
+        let (merge, notes) = resolved(&format!("ties {} {} --layout {}", path("seed"), path("other"), path("")));
+        assert_eq!(merge, in_words(&["ties", &best, &last, "--layout", &path("")]));
+        assert_eq!(notes.len(), 2);
+        let (merge, _) = resolved(&format!("arithmetic --lambda 1 --base {}", path("seed")));
+        assert_eq!(merge, in_words(&["arithmetic", "--lambda", "1", "--base", &best]));
+        let (merge, _) = resolved(&format!("arithmetic --lambda 1 --base={}", path("other")));
+        assert_eq!(merge, in_words(&["arithmetic", "--lambda", "1", &format!("--base={last}")]));
+        let none: Merge = format!("soup {}", path("")).parse().unwrap();
+        let error = none.with_files_of_runs().unwrap_err().to_string();
+        assert!(error.contains("this folder holds no run"), "{error}");
+    }
+
+    #[test]
     fn the_checkpoint_stands_where_it_is_wanted_and_the_task_is_passed_on() {
         let arguments = |typed: &str, root, task| {
             let merge: Merge = typed.parse().unwrap();
@@ -546,6 +666,22 @@ mod tests {
             arguments("ties seed.ckpt {} --experts=used --task irtr", None, Task::Vqa),
             "ties seed.ckpt ms.ckpt --experts=used --task irtr -o o.safetensors --force"
         );
+        // A base stays the first file; then comes the run's checkpoint.
+        for (typed, wanted) in [
+            ("ties base.ckpt b.ckpt", "ties base.ckpt ms.ckpt b.ckpt"),
+            ("ties base.ckpt", "ties base.ckpt ms.ckpt"),
+            ("dare --layout l.toml --density 0.5 base.ckpt", "dare --layout l.toml --density 0.5 base.ckpt ms.ckpt"),
+            ("ties --experts all base.ckpt", "ties --experts all base.ckpt ms.ckpt"),
+            ("dare base.ckpt --experts --density=0.5", "dare base.ckpt ms.ckpt --experts --density=0.5"),
+            ("ties {} base.ckpt", "ties ms.ckpt base.ckpt"),
+            ("soup b.ckpt", "soup ms.ckpt b.ckpt"),
+        ] {
+            assert_eq!(arguments(typed, None, Task::Vqa), format!("{wanted} -o o.safetensors --force"), "{typed}");
+        }
+        let merge: Merge = "ties --density 0.5".parse().unwrap();
+        let error = merge.check(Path::new("ms.ckpt"), None, Task::Vqa).unwrap_err();
+        let wanted = "it needs the checkpoint that the models were trained from, as in \"ties base.ckpt\"";
+        assert!(matches!(&error, Error::Usage(text) if text.ends_with(wanted)), "{error}");
         assert_eq!(
             arguments("interpolate --ratio 0.5", Some("model.ema"), Task::Vqa),
             "interpolate ms.ckpt --ratio 0.5 --root model.ema -o o.safetensors --force"
@@ -657,6 +793,11 @@ mod tests {
         let error = run(&script("mistyped", mistyped)).unwrap_err();
         assert_eq!(error.to_string(), "--merge: unexpected argument --lamda found tip: --lambda exists");
         assert!(matches!(error.downcast_ref(), Some(Error::Usage(_))), "wrong usage here too");
+        // As vlmerge ends after Ctrl-C, which both programs get.
+        let interrupted = run(&script("interrupted", "exit 130")).unwrap_err();
+        assert_eq!(interrupted.downcast_ref(), Some(&Ended { signal: 2 }), "{interrupted:#}");
+        let killed = run(&script("killed", "kill -TERM $$")).unwrap_err();
+        assert_eq!(killed.downcast_ref(), Some(&Ended { signal: 15 }), "{killed:#}");
         let silent = script("silent", "exit 3");
         assert!(run(&silent).unwrap_err().to_string().starts_with("--merge: vlmerge ended with "));
     }

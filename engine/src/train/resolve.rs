@@ -17,7 +17,12 @@ pub struct Layers {
     values: Table,
     /// Who gave `model` beside a preset: a file's name, or `--set model.layers=6`.
     shape_from: Option<String>,
+    /// Those of [`OF_VALIDATION`] that `--set` has given.
+    validation_set: Vec<&'static str>,
 }
+
+/// Keys that say something of the validation alone.
+const OF_VALIDATION: [&str; 2] = ["val_split", "val_limit"];
 
 /// A layer that can't be used: where, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +111,7 @@ impl Layers {
         if table.contains_key("model") {
             self.shape_from = Some(format!("--set {assignment}"));
         }
+        self.validation_set.extend(OF_VALIDATION.into_iter().filter(|&key| table.contains_key(key)));
         self.overlay(table);
         Ok(())
     }
@@ -143,6 +149,12 @@ impl Layers {
         for (one, other) in [("steps", "epochs"), ("epochs", "steps")] {
             if table.contains_key(one) && !table.contains_key(other) {
                 self.values.remove(other);
+            }
+        }
+        // Without validation, what an earlier layer says of it is of no use; what was typed with it is a mistake.
+        if table.get("validate") == Some(&Value::Boolean(false)) {
+            for key in OF_VALIDATION.into_iter().filter(|key| !self.validation_set.contains(key)) {
+                self.values.remove(key);
             }
         }
         overlay(&mut self.values, table);
@@ -293,6 +305,28 @@ mod tests {
         layers.text("steps = 7\nepochs = 3", "a file").unwrap();
         let error = layers.config().unwrap_err();
         assert_eq!(error, Error::Usage("epochs and steps are both given: keep one".into()));
+    }
+
+    #[test]
+    fn what_is_said_of_a_validation_that_is_left_out_is_a_mistake_unless_a_preset_says_it() {
+        let preset = || {
+            let mut layers = Layers::default();
+            layers.preset("easy-vqa").unwrap();
+            layers
+        };
+        let mut layers = preset();
+        assert!(layers.clone().config().unwrap().val_limit.is_some(), "or this test is about nothing");
+        layers.value("validate", false);
+        assert_eq!(layers.config().unwrap().val_limit, None);
+        for typed in [["validate=false", "val_limit=3"], ["val_limit=3", "validate=false"]] {
+            let mut layers = preset();
+            typed.iter().for_each(|typed| layers.set(typed).unwrap());
+            let error = layers.config().unwrap_err();
+            assert!(matches!(&error, Error::Usage(text) if text.starts_with("val_limit is for the")), "{error}");
+        }
+        let mut layers = Layers::default();
+        layers.text("validate = false\nval_split = 'dev'", "a file").unwrap();
+        assert!(layers.config().unwrap_err().to_string().starts_with("val_split is for the validation split"));
     }
 
     #[test]

@@ -46,6 +46,8 @@ fn wrong_usage_names_the_key_and_leaves_nothing() {
         ("--set lrr=3", "--set lrr=3: unknown key 'lrr': did you mean 'lr'?"),
         ("--config typo.toml", "typo.toml: line 2: unknown key 'batch_sise': did you mean 'batch_size'?"),
         ("--batch-size 0", "batch_size is 0: it must be at least 1"),
+        ("--max-broken 2", "it must be from 0 to 1"),
+        ("--no-validation --set val_limit=3", "val_limit is for the validation split, and a run with validate = false"),
         ("--lr inf", "lr is inf: it must be a finite number from 0 on"),
         ("--steps 3 --epochs 2", "cannot be used with"),
         ("--task img_cls --image-size 50", "image_size 50 is not a multiple of the patch size 16: try 48 or 64"),
@@ -122,6 +124,41 @@ fn every_merge_on_the_way_in_is_vlmerges() {
     assert!(config.contains(&format!("merge = \"regmean:{}\"", full.display())), "{config}");
 }
 
+/// TIES and DARE take the base first.
+#[test]
+fn a_merge_with_a_base_keeps_it_first() {
+    let folder = Folder::new();
+    let spec = ModelSpec { task_heads: TaskHeads::default(), ..models::spec() };
+    models::write(&folder, "ms.ckpt", &spec);
+    models::write(&folder, "seed.ckpt", &ModelSpec { variant: Variant::Ufo, ..spec });
+    blackbox::program("vlmerge");
+    let mut words = vec!["finetune", "ms.ckpt", "--merge", "ties seed.ckpt --experts", "--steps", "1", "-o", "run"];
+    words.extend(SMALL.split_whitespace());
+    words.push("--quiet");
+    folder.engine(&words).done();
+    folder.vlmerge("ties seed.ckpt ms.ckpt --experts -o merged.safetensors").done();
+    assert_eq!(folder.tensors("run/merged.safetensors"), folder.tensors("merged.safetensors"));
+}
+
+#[test]
+fn a_note_is_told_once() {
+    let folder = models::folder();
+    let ran = engine(&folder, &format!("finetune ms.ckpt {SMALL} --head new --steps 1 -o run"));
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    assert_eq!(ran.stderr.matches("takes the place of its 4").count(), 1, "{ran:#?}");
+}
+
+#[test]
+fn a_resumed_run_can_do_without_what_stopped_it() {
+    let folder = Folder::with_golden(&["model_ufo.safetensors"]);
+    engine(&folder, &format!("finetune model_ufo.safetensors {SMALL} --steps 1 -o run --quiet")).done();
+    let refused = rejected(&folder, "finetune --resume run --set max_broken=0.25");
+    assert!(refused.contains("cannot be used with"), "{refused}");
+    engine(&folder, "finetune --resume run --max-broken 0.25 --no-validation --quiet").done();
+    let config = String::from_utf8(folder.read("run/config.toml")).expect("UTF-8");
+    assert!(config.contains("max_broken = 0.25\n") && config.contains("validate = false\n"), "{config}");
+}
+
 #[cfg(unix)]
 mod signals {
     use std::process::Command;
@@ -171,6 +208,50 @@ mod signals {
         assert_eq!(running.end().code, Some(143));
         let ended = engine(&folder, "finetune --resume run");
         assert!(ended.stdout.starts_with("8 updates done"), "{ended:#?}");
+    }
+
+    /// Outside the training loop nothing would save a checkpoint, and nobody must be told so.
+    #[test]
+    fn a_signal_ends_a_merge_on_the_way_in_at_once() {
+        let folder = Folder::with_golden(&["ms.ckpt"]);
+        blackbox::program("vlmerge");
+        let line = format!("finetune ms.ckpt --merge interpolate:0.5 {SMALL} --steps 2 -o run");
+        for (signal, code) in [(Signal::Int, 130), (Signal::Term, 143)] {
+            let running = Paused::at("merge", engine_command(&folder, &line), &[]);
+            running.signal(signal);
+            let ended = running.end();
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{ended:#?}");
+            assert!(!ended.stderr.contains("saves a checkpoint"), "{ended:#?}");
+            assert_eq!(folder.names(), ["ms.ckpt"], "no half of a run is left");
+        }
+    }
+
+    #[test]
+    fn a_signal_before_training_brings_the_earlier_run_back() {
+        let folder = Folder::with_golden(&["ms.ckpt"]);
+        blackbox::program("vlmerge");
+        let line = format!("finetune ms.ckpt --merge interpolate:0.5 {SMALL} --steps 1 -o run");
+        engine(&folder, &format!("{line} --quiet")).done();
+        let (config, last) = (folder.read("run/config.toml"), folder.read("run/last.safetensors"));
+        let running = Paused::at("merge", engine_command(&folder, &format!("{line} --force --seed 5")), &[]);
+        running.signal(Signal::Term);
+        assert_eq!(running.end().code, Some(143));
+        assert_eq!((folder.read("run/config.toml"), folder.read("run/last.safetensors")), (config, last));
+        assert!(!folder.path("run/.earlier-run").exists());
+    }
+
+    #[test]
+    fn a_signal_after_training_ends_the_program_at_once() {
+        let folder = Folder::with_golden(&["model_ufo.safetensors"]);
+        let line = format!("finetune model_ufo.safetensors {SMALL} --steps 2 -o run");
+        let running = Paused::at("samples", engine_command(&folder, &line), &[]);
+        running.signal(Signal::Int);
+        let ended = running.end();
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(130), ""), "{ended:#?}");
+        assert!(!ended.stderr.contains("saves a checkpoint"), "{ended:#?}");
+        let result: Value = serde_json::from_slice(&folder.read("run/result.json")).expect("JSON");
+        assert_eq!((&result["status"], &result["step"]), (&"finished".into(), &2.into()));
+        assert!(folder.path("run/last.safetensors").exists() && !folder.path("run/samples.json").exists());
     }
 
     #[test]

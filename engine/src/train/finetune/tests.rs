@@ -216,6 +216,14 @@ fn training_on_the_validation_split_is_said() {
     assert_eq!(notes("train", "val"), [""; 0]);
     let shared = notes("train+val", "val");
     assert!(shared.len() == 1 && shared[0].starts_with("train+val and val share "), "{shared:?}");
+    // What is not said for both splits is an oversight, which has another remedy than files of their own.
+    let advice = "would share this file: take another split for validation (--set val_split=NAME), or train without \
+                  validation (--no-validation)";
+    let error = bench.refused(|c| c.train_split = Some("train+val".into()));
+    assert!(error.contains("the training data (train+val) and the validation data (val) "), "{error}");
+    assert!(error.ends_with(advice), "{error}");
+    let error = bench.refused(|c| c.val_split = Some("train".into()));
+    assert!(error.ends_with(advice), "{error}");
 }
 
 /// The Python code trains on Flickr30k's train and val and validates on its test split.
@@ -242,6 +250,8 @@ fn flickr30k_is_split_as_the_code_does_only_where_that_is_asked_for() {
     let refused = |config: Config| Data::open(&config, Task::Irtr, HeadOf::Checkpoint(None)).err().unwrap().to_string();
     let chosen = refused(Config { val_split: Some("val".into()), ..paper.clone() });
     assert!(chosen.contains("leave out train_split and val_split"), "{chosen}");
+    let none = refused(Config { val_split: Some("none".into()), ..paper.clone() });
+    assert!(none.contains("leave out train_split and val_split"), "{none}");
     let other = refused(Config { data: Some("toy".into()), ..paper });
     assert!(other.starts_with("toy: the paper has no protocol for irtr on this data set"), "{other}");
 }
@@ -277,6 +287,50 @@ fn broken_images_beyond_the_limit_stop_the_run_with_a_checkpoint() {
     let sitting = Sitting { quiet: true, stop: &never(), vlmerge: None };
     let finished = start(config, &bench.path("more"), false, &sitting, &mut opening(1, None)).unwrap();
     assert_eq!(finished.result.skipped.len(), 3);
+}
+
+/// Each resumption begins with the evaluation that failed.
+#[test]
+fn a_broken_validation_split_is_no_dead_end() {
+    let more = Changes { max_broken: Some(0.5), ..Changes::default() };
+    let without = Changes { no_validation: true, ..Changes::default() };
+    for changes in [more, without] {
+        let bench = Bench::new();
+        std::fs::write(bench.path("data/images/val3.png"), b"no image").unwrap();
+        let config = Config { val_limit: Some(7), ..bench.config() };
+        let error = format!("{:#}", bench.start(config, &never()).unwrap_err());
+        let wanted = "training stopped after 10 updates, and a checkpoint of that is saved: evaluation after 10 updates \
+                      (--no-validation goes on without): ";
+        assert!(error.starts_with(wanted) && error.ends_with("or allow more with --max-broken SHARE"), "{error}");
+        let resume = |changes: &Changes| {
+            let stop = never();
+            let sitting = Sitting { quiet: true, stop: &stop, vlmerge: None };
+            resume(&bench.path("run"), changes, &sitting, &mut opening(1, None))
+        };
+        let saved = || RunDir::open(&bench.path("run")).unwrap().config().unwrap();
+        let before = saved();
+        resume(&Changes::default()).unwrap_err();
+        assert_eq!(saved(), before, "the run is as it was");
+        let finished = resume(&changes).unwrap();
+        assert!(matches!(&finished.outcome, Outcome::Finished(state) if state.step == 25), "{changes:?}");
+        // What it is now it stays.
+        let wanted = match changes.max_broken {
+            Some(max_broken) => Config { max_broken, ..before },
+            None => Config { validate: false, val_limit: None, ..before },
+        };
+        assert_eq!(saved(), wanted);
+        resume(&Changes::default()).unwrap();
+    }
+}
+
+#[test]
+fn one_update_is_no_plural() {
+    let config = Config { steps: Some(1), ..Config::default() };
+    let said = new_length(&config, &State { steps: 3, ..State::default() }, 1);
+    assert!(
+        said.starts_with("the run now has 1 update in all, not 3: the schedule is one over 1 update, so"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -410,9 +464,11 @@ fn a_head_of_other_labels_is_no_dead_end() {
     let refused =
         |head, labels, metadata: &[(&str, &str)]| format!("{:#}", found(head, labels, metadata).err().unwrap());
 
-    // As many labels without names are the data's, one by one.
+    // As many labels without names are the data's, one by one; that this is a guess is said.
+    let note = "its vqa head has 2 labels without names: they are taken to be the labels of the data (train), in the same \
+                order (--head new starts with a new head)";
     for head in [None, Some(Head::Keep), Some(Head::Match)] {
-        assert_eq!(told(found(head, 2, &[]).unwrap()), (own(), None, String::new()), "{head:?}");
+        assert_eq!(told(found(head, 2, &[]).unwrap()), (own(), None, note.into()), "{head:?}");
     }
     let note = "its vqa head has 3129 labels without names, and the data (train) have 2: a new head takes its place \
                 (--head match keeps the rows of labels that both name)";
@@ -454,7 +510,17 @@ fn a_head_of_other_labels_is_no_dead_end() {
     );
     assert!(found(Some(Head::New), 5, &other).is_ok());
     assert!(refused(Some(Head::Keep), 0, &[]).contains("it has no vqa head to keep"));
-    assert_eq!(told(found(Some(Head::Match), 0, &[]).unwrap()), (own(), None, String::new()));
+    let note = "it has no vqa head, of which --head match could keep rows: a new one is made";
+    assert_eq!(told(found(Some(Head::Match), 0, &[]).unwrap()), (own(), None, note.into()));
+    assert_eq!(told(found(None, 0, &[]).unwrap()), (own(), None, String::new()));
+
+    // Retrieval has no labels.
+    for head in [Head::Keep, Head::New, Head::Match] {
+        let config = Config { head: Some(head), ..bench.config() };
+        let error = starting_head(&config, Task::Irtr, None, &train).err().unwrap();
+        assert!(matches!(error.downcast_ref(), Some(Error::Usage(_))), "{error:#}");
+        assert!(error.to_string().starts_with(&format!("--head {} is for vqa, nlvr2 and", head.name())), "{error:#}");
+    }
 }
 
 #[test]
