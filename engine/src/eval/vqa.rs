@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(found.outcome, Outcome { questions: 1, scored: 0, score: None });
         let outcome = super::super::Outcome::Vqa(found.outcome);
         assert_eq!(outcome.headline(), None);
-        assert_eq!(outcome.table(), "No answers to compare with: 1 questions, 0 with answers\n");
+        assert_eq!(outcome.table(), "No answers to compare with: 1 question, 0 with answers\n");
     }
 
     #[test]
