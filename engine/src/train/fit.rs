@@ -109,6 +109,9 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// Scores a model on the validation split.
+pub type Evaluate<'a> = dyn FnMut(&dyn Runner) -> Result<Scores> + 'a;
+
 /// Everything a sitting needs beside the model.
 pub struct Fit<'a> {
     pub config: &'a Config,
@@ -116,7 +119,7 @@ pub struct Fit<'a> {
     pub run: &'a RunDir,
     pub batches: &'a dyn Batches,
     /// Evaluates on the validation split, where there is one.
-    pub evaluate: Option<&'a mut dyn FnMut(&dyn Runner) -> Result<Scores>>,
+    pub evaluate: Option<&'a mut Evaluate<'a>>,
     pub watch: &'a mut dyn Watch,
     /// Set from outside to end the sitting with a checkpoint.
     pub stop: &'a AtomicBool,

@@ -265,8 +265,8 @@ fn a_broken_image_is_in_the_log_and_the_result() {
     let run = RunFiles::read(&bench.path("run")).unwrap();
     let skipped = run.result.unwrap().skipped;
     assert!(skipped.len() == 1 && skipped[0].starts_with("train: train.jsonl line 8: "), "{skipped:?}");
-    let counted = run.lines.iter().filter_map(|line| line.values.get(metrics_log::BROKEN_ROWS));
-    assert_eq!(counted.last(), Some(&1.0));
+    let mut counted = run.lines.iter().filter_map(|line| line.values.get(metrics_log::BROKEN_ROWS));
+    assert_eq!(counted.next_back(), Some(&1.0));
 }
 
 #[test]
